@@ -1,0 +1,44 @@
+# Two commands are all the set-up there is: `make demo` and `make test`.
+# Everything below works on a fresh Debian or Ubuntu machine with Python 3.11 or later.
+
+PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
+	command -v $$p >/dev/null && $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' && echo $$p && break; done)
+BIN := .venv/bin
+WORKERS ?= 2
+
+.PHONY: demo test lint types house tests bench soak packages clean
+
+demo: .venv/installed
+	@$(BIN)/monoport demo $(if $(DIR),--dir $(DIR)) $(if $(PORT),--port $(PORT))
+
+test: .venv/installed lint types house tests
+
+lint: .venv/installed
+	$(BIN)/ruff check src tests bench
+	$(BIN)/ruff format --check src tests bench
+
+types: .venv/installed
+	$(BIN)/mypy
+
+house: .venv/installed
+	$(BIN)/lint-imports
+
+tests: .venv/installed
+	$(BIN)/pytest -n $(WORKERS) --dist loadgroup
+
+bench: .venv/installed
+	$(BIN)/python bench/run.py
+
+soak: .venv/installed
+	$(BIN)/pytest -m soak -n 0 --timeout=0
+
+# What the tests start, from Debian: everything but this needs no root.
+packages:
+	@scripts/packages --install
+
+.venv/installed: requirements/dev.txt pyproject.toml scripts/environment
+	@scripts/environment "$(PYTHON)"
+	@touch $@
+
+clean:
+	rm -rf .venv build dist bench/build .coverage* .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
