@@ -1,0 +1,67 @@
+"""What every test shares: names of missing tools in the summary, and the rule that CI lacks none."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+# Program -> the Debian package that brings it. A test asks with the fixture `need`.
+PACKAGES = {
+    "ssh": "openssh-client",
+    "scp": "openssh-client",
+    "sftp": "openssh-client",
+    "ssh-agent": "openssh-client",
+    "ssh-add": "openssh-client",
+    "ssh-keygen": "openssh-client",
+    "sshd": "openssh-server",
+    "psql": "postgresql-client",
+    "pgbench": "postgresql",
+    "postgres": "postgresql",
+    "curl": "curl",
+    "openssl": "openssl",
+}
+MISSING = "missing tool: "
+
+
+def find_program(name: str) -> str | None:
+    """The path of a program as Debian installs it, also outside the PATH of ordinary users."""
+    servers = ":".join(str(folder) for folder in sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True))
+    return shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin:{servers}")
+
+
+def require(name: str) -> str:
+    """The path of a program; without it the test is skipped by name, or fails where CI runs it."""
+    path = find_program(name)
+    if path is None:
+        reason = f"{MISSING}{name}: apt-get install {PACKAGES.get(name, name)}"
+        if os.environ.get("CI"):
+            pytest.fail(reason)
+        pytest.skip(reason)
+    return path
+
+
+@pytest.fixture(scope="session", name="need")
+def _need():  # noqa: ANN202 # a plain function is what tests call
+    """`need("psql")` -> its path; see `require`."""
+    return require
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Name what was missing, so that a skipped test is never mistaken for a passed one."""
+    reasons = {str(report.longrepr[2]) for report in terminalreporter.stats.get("skipped", []) if isinstance(report.longrepr, tuple)}
+    for reason in sorted(reason for reason in reasons if MISSING in reason):
+        terminalreporter.write_line(reason)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Soaks run only by `make soak`; tests of real programs share the servers of one worker."""
+    chosen = config.getoption("-m")
+    for item in items:
+        if "soak" in item.keywords and "soak" not in chosen:
+            item.add_marker(pytest.mark.skip(reason="a soak: runs by `make soak`"))
+        if Path(str(item.path)).parent.name == "real":
+            item.add_marker(pytest.mark.real)
+            item.add_marker(pytest.mark.xdist_group("real"))
