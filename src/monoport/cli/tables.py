@@ -1,0 +1,181 @@
+"""Listings: rows of values as an aligned table, JSON or YAML.
+
+Belongs here: how rows look. What the rows are, the commands decide. Everything that reaches a terminal goes through
+`printable`, since most of it was typed by somebody else.
+"""
+
+import json
+import sys
+import unicodedata
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
+from io import StringIO
+from typing import Any, TextIO, TypeVar
+
+import click
+from rich.cells import cell_len
+from rich.console import Console
+from rich.text import Text
+from ruamel.yaml import YAML
+
+Row = Mapping[str, Any]
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+FORMATS = ("text", "json", "yaml")
+GAP = "  "  # two blanks: one is easily lost in proportional fonts of bug reports
+
+# Control, format (bidirectional overrides hide in it), surrogate, private use, line and paragraph separator.
+_UNPRINTABLE = frozenset({"Cc", "Cf", "Cs", "Co", "Zl", "Zp"})
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One column of a listing: its title, the row's key, and the rich style it has at a terminal."""
+
+    title: str
+    key: str
+    style: str = ""
+
+
+def printable(text: object) -> str:
+    """The text with everything that could steer a terminal written as a visible escape.
+
+    Args:
+        text: anything; its `str()` is taken.
+    """
+    return "".join(_escape(char) if unicodedata.category(char) in _UNPRINTABLE else char for char in str(text))
+
+
+def _escape(char: str) -> str:
+    named = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}.get(char)
+    if named is not None:
+        return named
+    code = ord(char)
+    if code <= 0xFF:
+        return f"\\x{code:02x}"
+    return f"\\u{code:04x}" if code <= 0xFFFF else f"\\U{code:08x}"
+
+
+def cell(value: object) -> str:
+    """One value as the text of a table cell: lists joined with commas, maps as key=value, times in UTC."""
+    match value:
+        case None:
+            return ""
+        case bool():
+            return "yes" if value else "no"
+        case datetime():
+            return value.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+        case str():
+            return printable(value)
+        case Mapping():
+            return ",".join(f"{printable(key)}={cell(item)}" for key, item in sorted(value.items()))
+        case Iterable():
+            return ",".join(cell(item) for item in value)
+        case _:
+            return printable(value)
+
+
+def ago(age: timedelta | float) -> str:
+    """A length of time (seconds or timedelta) in its two largest units: 42s, 3m10s, 2h05m, 4d03h."""
+    seconds = max(0, int(age.total_seconds() if isinstance(age, timedelta) else age))
+    if seconds < 60:
+        return f"{seconds}s"
+    if seconds < 3600:
+        return f"{seconds // 60}m{seconds % 60:02d}s"
+    if seconds < 86_400:
+        return f"{seconds // 3600}h{seconds % 3600 // 60:02d}m"
+    return f"{seconds // 86_400}d{seconds % 86_400 // 3600:02d}h"
+
+
+def size(octets: int) -> str:
+    """A number of octets with a binary unit: 512 B, 1.5 KiB."""
+    amount = float(octets)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if amount < 1024:
+            return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"
+        amount /= 1024
+    return f"{amount:.1f} TiB"
+
+
+def format_option(command: Command) -> Command:
+    """Adds `--format text|json|yaml`, passed to the command as `output`."""
+    option = click.option(
+        "--format", "output", type=click.Choice(FORMATS), default="text", show_default=True, help="How to print."
+    )
+    return option(command)
+
+
+def show(rows: Sequence[Row], columns: Sequence[Column], output: str = "text", file: TextIO | None = None) -> None:
+    """Prints a listing: a table of the columns, or every key of every row as a JSON or YAML list.
+
+    Args:
+        rows: the values, one mapping per line.
+        columns: what the table shows; json and yaml ignore it.
+        output: one of FORMATS.
+        file: where to print, standard output if not given.
+    """
+    target = sys.stdout if file is None else file
+    if output == "text":
+        _print_table(rows, columns, target)
+    else:
+        target.write(document([plain(row) for row in rows], output))
+
+
+def document(value: object, output: str) -> str:
+    """A plain value as one JSON or YAML text, in ASCII so that nothing in it can steer a terminal."""
+    if output == "json":
+        return json.dumps(value, indent=2, ensure_ascii=True) + "\n"
+    yaml = YAML(typ="safe", pure=True)
+    yaml.default_flow_style = False
+    yaml.allow_unicode = False
+    yaml.width = 4096  # long certificates and lists stay on their line, so that grep finds them
+    yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
+    text = StringIO()
+    yaml.dump(value, text)
+    return text.getvalue()
+
+
+def plain(value: object) -> Any:
+    """The value in the types JSON knows: times in ISO 8601, tuples and sets as lists."""
+    match value:
+        case None | bool() | int() | float():
+            return value
+        case str():
+            return str(value)
+        case datetime():
+            return value.astimezone(UTC).isoformat().replace("+00:00", "Z")
+        case date():
+            return value.isoformat()
+        case Mapping():
+            return {str(key): plain(item) for key, item in value.items()}
+        case set() | frozenset():
+            return sorted(plain(item) for item in value)
+        case Iterable():
+            return [plain(item) for item in value]
+        case _:
+            return str(value)
+
+
+def _print_table(rows: Sequence[Row], columns: Sequence[Column], file: TextIO) -> None:
+    cells = [[cell(row.get(column.key)) for column in columns] for row in rows]
+    widths = [
+        max([cell_len(column.title), *(cell_len(line[index]) for line in cells)])
+        for index, column in enumerate(columns)
+    ]
+    console = Console(file=file, highlight=False, markup=False, emoji=False)
+    console.print(_line([column.title for column in columns], ["bold"] * len(columns), widths), soft_wrap=True)
+    for line in cells:
+        console.print(_line(line, [column.style for column in columns], widths), soft_wrap=True)
+
+
+def _line(cells: Sequence[str], styles: Sequence[str], widths: Sequence[int]) -> Text:
+    line = Text()
+    for index, (text, style, width) in enumerate(zip(cells, styles, widths, strict=True)):
+        if index:
+            line.append(GAP)
+        line.append(text, style=style or None)
+        if index < len(cells) - 1:
+            line.append(" " * (width - cell_len(text)))
+    line.rstrip()
+    return line
