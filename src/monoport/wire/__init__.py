@@ -1,0 +1,1 @@
+"""Codecs of the wire formats, one file per protocol: bytes in, values out, no I/O."""
