@@ -1,0 +1,58 @@
+"""The table of database protocols: every `protocols/<name>.py` with a constant PROTOCOL, frozen.
+
+Belongs here: finding the descriptions and rejecting a set of them that could not be told apart. A protocol is added by
+adding its file; nothing here names one.
+"""
+
+import importlib
+import pkgutil
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
+
+from monoport.protocols.description import Description
+
+RESERVED_ALPN = frozenset({"h2", "http/1.1", "http/1.0"})  # routes of the web
+RESERVED_PREFIXES = ("teleport-auth@", "teleport-proxy-ssh", "teleport-ssh-proxy", "teleport-reverse")
+
+
+def build(descriptions: Iterable[Description]) -> Mapping[str, Description]:
+    """Return an immutable table by name. Raises ValueError where two protocols could not be told apart."""
+    table: dict[str, Description] = {}
+    names: dict[str, str] = {}
+    alpn: dict[str, str] = {}
+    starts: dict[bytes, str] = {}
+    for description in descriptions:
+        for name in (description.name, *description.aliases):
+            _claim(names, name, description.name, "protocol name")
+        for name in (*description.alpn, *description.direct_alpn):
+            if name in RESERVED_ALPN or name.startswith(RESERVED_PREFIXES):
+                raise ValueError(f"ALPN {name!r} of protocol {description.name} belongs to another kind of route")
+            _claim(alpn, name, description.name, "ALPN")
+        if start := description.starttls:
+            for other, owner in starts.items():
+                if other.startswith(start) or start.startswith(other):
+                    raise ValueError(f"first bytes of protocols {owner} and {description.name} cannot be told apart")
+            starts[start] = description.name
+        table[description.name] = description
+    return MappingProxyType(table)
+
+
+def _claim(taken: dict[str, str], key: str, owner: str, what: str) -> None:
+    if key in taken:
+        raise ValueError(f"{what} {key!r} is claimed by protocols {taken[key]} and {owner}")
+    taken[key] = owner
+
+
+def _found() -> Iterable[Description]:
+    for module in sorted(found.name for found in pkgutil.iter_modules(__path__)):
+        protocol = getattr(importlib.import_module(f"{__name__}.{module}"), "PROTOCOL", None)
+        if protocol is not None:
+            yield protocol
+
+
+TABLE: Mapping[str, Description] = build(_found())
+
+
+def named(name: str) -> Description | None:
+    """Return the protocol of that name or alias, None if there is none."""
+    return next((found for found in TABLE.values() if name == found.name or name in found.aliases), None)

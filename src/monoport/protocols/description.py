@@ -1,0 +1,45 @@
+"""The shape of a protocol's description: a frozen value from which everything that varies by protocol is derived.
+
+Belongs here: `Description` and what it is made of. One protocol's own values live in `protocols/<name>.py`, as a
+constant called PROTOCOL.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from monoport.wire.front import Front
+
+
+@dataclass(frozen=True, slots=True)
+class Shell:
+    """How tsh opens a protocol's command-line client: words with {host}, {port}, {user}, {database} to fill in."""
+
+    program: str
+    arguments: tuple[str, ...]
+    environment: tuple[tuple[str, str], ...] = ()
+    install: str = ""  # what to tell a user who has not got it
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """One database protocol: how it is recognised, spoken to, reached and opened."""
+
+    name: str  # in configuration, certificates, audit and commands
+    title: str  # for people
+    alpn: tuple[str, ...]  # private ALPN names: outer certificate optional
+    direct_alpn: tuple[str, ...]  # ALPN names of the clients themselves: certificate required
+    starttls: bytes  # first bytes by which a client asks for in-protocol TLS, b"" if it has no such request
+    default_port: int  # of a real server
+    front: Callable[[], Front]  # the proxy's side of the opening, one per connection
+    engine: str  # module under agents/ that speaks to the real server
+    shell: Shell
+    needs_user: bool = True  # a login must name a database user
+    needs_database: bool = True  # and a database
+    aliases: tuple[str, ...] = ()  # further spellings of `name` that a configuration may use
+
+    def __post_init__(self) -> None:
+        """Reject a description that could never be served. Raises ValueError."""
+        if not self.name.isidentifier() or not self.name.islower():
+            raise ValueError(f"protocol name {self.name!r} is not a lower-case identifier")
+        if not self.alpn:
+            raise ValueError(f"protocol {self.name} has no ALPN name of its own")
