@@ -1,0 +1,371 @@
+"""Resource documents: `{kind, version, metadata: {name, labels, expires}, spec}` as frozen models.
+
+Belongs here: the shape of every document, its bounds, and one-line errors that name the path of what is wrong.
+Does not: reading files (cli), storing (auth), evaluating roles (roles.py).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Final, Literal, Self
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    ValidationError,
+    model_validator,
+)
+
+from monoport.access.claims import MAX_NAME, IdentityError, check_name
+from monoport.access.duration import format_duration, parse_duration
+from monoport.errors import Failure
+
+MAX_LIST: Final = 256  # entries of any list or map in a document: a role is read on every decision
+MAX_TTL: Final = timedelta(days=30)  # a user's certificate is meant to be short-lived; longer is a mistake in units
+
+VERBS: Final = ("read", "list", "create", "update", "delete")
+API_KINDS: Final = (
+    *("user", "role", "token", "lock", "node", "db", "app", "kube", "event", "recording", "session"),
+    *("trusted_cluster", "proxy", "auth", "certificate"),
+)
+TOKEN_TYPES: Final = ("node", "db", "app", "kube", "trusted_cluster", "proxy", "auth")
+TRAITS: Final = ("logins", "db_users", "db_names", "kubernetes_users", "kubernetes_groups")
+TEMPLATE: Final = re.compile(r"\{\{\s*internal\.([a-z_]+)\s*\}\}", re.ASCII)
+
+_DNS_LABEL: Final = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?", re.ASCII)
+_RESERVED: Final = frozenset({"kube", "db"})
+
+
+class ResourceError(Failure):
+    """A document has the wrong shape; the text names the path of what is wrong."""
+
+
+def _printing(value: str) -> str:
+    try:
+        check_name("value", value)
+    except IdentityError as error:
+        raise ValueError(str(error).removeprefix("identity: value: ")) from error
+    return value
+
+
+def _key(value: str) -> str:
+    if "/" in value:  # names are the last part of storage keys and of `tctl get KIND/NAME`
+        raise ValueError("must not contain /")
+    return value
+
+
+def _dns_label(value: str) -> str:
+    if not _DNS_LABEL.fullmatch(value):
+        raise ValueError("expected a lower-case DNS label")
+    return value
+
+
+def _no_template(value: str) -> str:
+    if "{{" in value:
+        raise ValueError("templates are not allowed here")
+    return value
+
+
+def _template(value: str) -> str:
+    if "{{" not in value:
+        return value
+    found = TEMPLATE.fullmatch(value)
+    if found is None or found[1] not in TRAITS:
+        raise ValueError(f"expected one of {', '.join(f'{{{{internal.{trait}}}}}' for trait in TRAITS)}")
+    return value
+
+
+def _selectors(value: object) -> object:
+    if value == "*":
+        return {"*": ("*",)}
+    if isinstance(value, dict):
+        return {key: (one,) if isinstance(one, str) else one for key, one in value.items()}
+    return value
+
+
+def _star_alone(value: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+    if "*" in value and "*" not in value["*"]:
+        raise ValueError("the label '*' takes only the value '*'")
+    return value
+
+
+def _duration(value: object) -> object:
+    return parse_duration(value) if isinstance(value, str) else value
+
+
+def _instant(value: object) -> object:
+    if isinstance(value, str):
+        value = datetime.fromisoformat(value)
+    if isinstance(value, datetime):
+        return value.astimezone(UTC) if value.tzinfo else value.replace(tzinfo=UTC)
+    return value
+
+
+def _sequence(value: object) -> object:
+    return tuple(value) if isinstance(value, list) else value
+
+
+Text = Annotated[str, Field(max_length=MAX_NAME), AfterValidator(_printing)]
+Name = Annotated[Text, AfterValidator(_key)]
+DnsLabel = Annotated[str, AfterValidator(_dns_label)]
+Texts = Annotated[tuple[Text, ...], Field(max_length=MAX_LIST), BeforeValidator(_sequence)]
+Plain = Annotated[Text, AfterValidator(_no_template)]
+Pattern = Annotated[Text, AfterValidator(_template)]
+Patterns = Annotated[tuple[Pattern, ...], Field(max_length=MAX_LIST), BeforeValidator(_sequence)]
+Labels = Annotated[dict[Plain, Plain], Field(max_length=MAX_LIST)]
+Selector = Annotated[
+    dict[Plain, Annotated[tuple[Plain, ...], Field(max_length=MAX_LIST, min_length=1), BeforeValidator(_sequence)]],
+    Field(max_length=MAX_LIST),
+    BeforeValidator(_selectors),
+    AfterValidator(_star_alone),
+]
+Ttl = Annotated[
+    timedelta, Field(gt=timedelta(0), le=MAX_TTL), BeforeValidator(_duration), PlainSerializer(format_duration)
+]
+Instant = Annotated[datetime, BeforeValidator(_instant)]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, hide_input_in_errors=True)
+
+
+class Metadata(_Model):
+    """Name, labels and expiry that every document has."""
+
+    name: Name
+    labels: Labels = {}
+    expires: Instant | None = None
+    description: Annotated[str, Field(max_length=1024)] = ""
+
+
+class _Document(_Model):
+    version: Literal["v1"] = "v1"
+    metadata: Metadata
+
+    @property
+    def name(self) -> str:
+        """The name that identifies it among its kind."""
+        return self.metadata.name
+
+
+class Rule(_Model):
+    """Verbs allowed or denied on kinds of the auth service's own resources."""
+
+    resources: Annotated[tuple[Literal["*"] | str, ...], Field(min_length=1), BeforeValidator(_sequence)]
+    verbs: Annotated[tuple[Literal["*"] | str, ...], Field(min_length=1), BeforeValidator(_sequence)]
+
+    @model_validator(mode="after")
+    def _known(self) -> Self:
+        for what, values, known in (("resources", self.resources, API_KINDS), ("verbs", self.verbs, VERBS)):
+            if unknown := sorted(set(values) - {*known, "*"}):
+                raise ValueError(f"unknown {what} {', '.join(map(ascii, unknown))}, expected * or {', '.join(known)}")
+        return self
+
+
+class KubernetesResource(_Model):
+    """One pattern of Kubernetes objects."""
+
+    kind: Text
+    namespace: Text = "*"
+    name: Text = "*"
+    verbs: Texts = ("*",)
+
+
+class Conditions(_Model):
+    """One side, allow or deny, of a role."""
+
+    logins: Patterns = ()
+    node_labels: Selector = {}
+    db_labels: Selector = {}
+    db_users: Patterns = ()
+    db_names: Patterns = ()
+    app_labels: Selector = {}
+    kubernetes_labels: Selector = {}
+    kubernetes_users: Patterns = ()
+    kubernetes_groups: Patterns = ()
+    kubernetes_resources: Annotated[tuple[KubernetesResource, ...], BeforeValidator(_sequence)] = ()
+    rules: Annotated[tuple[Rule, ...], Field(max_length=MAX_LIST), BeforeValidator(_sequence)] = ()
+
+
+class RoleOptions(_Model):
+    """How sessions behave that a role allows; whatever is not granted is off."""
+
+    max_session_ttl: Ttl = timedelta(hours=12)
+    forward_agent: bool = False
+    port_forwarding: bool = False
+    record_session: bool = True
+
+
+class RoleSpec(_Model):
+    """What a role allows, what it denies, and how."""
+
+    allow: Conditions = Conditions()
+    deny: Conditions = Conditions()
+    options: RoleOptions = RoleOptions()
+
+
+class Role(_Document):
+    """Rights that users hold by name."""
+
+    kind: Literal["role"] = "role"
+    spec: RoleSpec = RoleSpec()
+
+
+class NodeSpec(_Model):
+    """Where a node is: its names, and the host that serves it."""
+
+    hostname: Text
+    host_id: Name
+
+
+class Node(_Document):
+    """An SSH server; `metadata.name` is its host id."""
+
+    kind: Literal["node"] = "node"
+    spec: NodeSpec
+
+    @model_validator(mode="after")
+    def _named_by_host(self) -> Self:
+        if self.metadata.name != self.spec.host_id:
+            raise ValueError("metadata.name must be spec.host_id")
+        return self
+
+
+class DatabaseSpec(_Model):
+    """What is published of a database; where it really listens stays with its agent."""
+
+    protocol: DnsLabel
+    host_id: Name
+
+
+class Database(_Document):
+    """A database behind an agent; `metadata.name` is a lower-case DNS label."""
+
+    kind: Literal["db"] = "db"
+    spec: DatabaseSpec
+
+    @model_validator(mode="after")
+    def _dns_label(self) -> Self:
+        if self.name in _RESERVED or not _DNS_LABEL.fullmatch(self.name):
+            raise ValueError(f"metadata.name must be a lower-case DNS label other than {', '.join(sorted(_RESERVED))}")
+        return self
+
+
+class LockTarget(_Model):
+    """Exactly one of a user, a role, a node (host id or hostname) or a login."""
+
+    user: Text | None = None
+    role: Text | None = None
+    node: Text | None = None
+    login: Text | None = None
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> Self:
+        if sum(one is not None for one in (self.user, self.role, self.node, self.login)) != 1:
+            raise ValueError("expected exactly one of user, role, node, login")
+        return self
+
+    def __str__(self) -> str:
+        return next(f"{what} {value}" for what, value in self if value is not None)
+
+
+class LockSpec(_Model):
+    """Who or what is locked, until when, and a message for the administrator."""
+
+    target: LockTarget
+    message: Annotated[str, Field(max_length=1024)] = ""
+    expires: Instant | None = None
+
+
+class Lock(_Document):
+    """Ends and refuses every session of its target."""
+
+    kind: Literal["lock"] = "lock"
+    spec: LockSpec
+
+    def in_force(self, now: datetime) -> bool:
+        """Tell whether the lock holds at `now`, UTC; with two expiries, the earlier counts."""
+        return all(end is None or now < end for end in (self.spec.expires, self.metadata.expires))
+
+
+class TokenSpec(_Model):
+    """What a joining process may become."""
+
+    types: Annotated[
+        tuple[Literal["node", "db", "app", "kube", "trusted_cluster", "proxy", "auth"], ...],
+        Field(min_length=1),
+        BeforeValidator(_sequence),
+    ]
+
+
+class Token(_Document):
+    """Lets a process join the cluster; its name is the secret."""
+
+    kind: Literal["token"] = "token"
+    spec: TokenSpec
+
+
+class UserSpec(_Model):
+    """The public part of a user: no password, no second factor."""
+
+    roles: Texts = ()
+    traits: Annotated[dict[Text, Texts], Field(max_length=MAX_LIST)] = {}
+
+
+class User(_Document):
+    """A local user."""
+
+    kind: Literal["user"] = "user"
+    spec: UserSpec = UserSpec()
+
+
+Resource = Role | Node | Database | Lock | Token | User
+
+KINDS: Final[Mapping[str, type[Resource]]] = {
+    "role": Role, "node": Node, "db": Database, "lock": Lock, "token": Token, "user": User,
+}  # fmt: skip
+
+
+def parse_document(document: object) -> Resource:
+    """Return the resource that a document, as read from YAML or JSON, describes.
+
+    Raises:
+        ResourceError: one line, `kind/name: path: what is wrong`.
+    """
+    if not isinstance(document, Mapping):
+        raise ResourceError("expected a document with kind, version, metadata and spec")
+    kind = document.get("kind")
+    model = KINDS.get(kind) if isinstance(kind, str) else None
+    if model is None:
+        raise ResourceError(f"kind: expected one of {', '.join(KINDS)}")
+    try:
+        return model.model_validate(dict(document))
+    except ValidationError as error:
+        raise ResourceError(_explain(str(kind), document, error)) from error
+
+
+def to_document(resource: Resource) -> dict[str, object]:
+    """Return the document, of JSON types, that `parse_document` turns into an equal resource."""
+    document = resource.model_dump(mode="json", exclude_defaults=True)
+    return {"kind": resource.kind, "version": resource.version, **document}
+
+
+_TEXTS: Final = {"extra_forbidden": "unknown key", "missing": "is missing"}  # pydantic's own words are for programmers
+
+
+def _explain(kind: str, document: Mapping[object, object], error: ValidationError) -> str:
+    metadata = document.get("metadata")
+    name = metadata.get("name") if isinstance(metadata, Mapping) else None
+    title = f"{kind}/{name}" if isinstance(name, str) and name.isprintable() else kind
+    problems = error.errors(include_url=False, include_input=False, include_context=False)
+    first = problems[0]
+    path = ".".join(ascii(part).strip("'") if isinstance(part, str) else str(part) for part in first["loc"])
+    text = _TEXTS.get(first["type"]) or first["msg"].removeprefix("Value error, ")
+    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    return f"{title}: {path + ': ' if path else ''}{text[:1].lower()}{text[1:]}{more}"
