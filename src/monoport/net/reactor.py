@@ -1,0 +1,82 @@
+"""One epoll set inside asyncio's loop.
+
+Belongs here: readiness of descriptors, one bound method each. Does not belong here: what is done with them.
+
+asyncio sees a single descriptor, the epoll's own; behind it every connection costs one dictionary entry and no
+Handle, TimerHandle or selector key. Control code stays ordinary asyncio in the same thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import select
+from collections.abc import Callable
+from typing import Any
+from weakref import WeakKeyDictionary, ref
+
+from monoport.net.stream import CHUNK
+
+READ = select.EPOLLIN | select.EPOLLRDHUP
+WRITE = select.EPOLLOUT
+BATCH = 256  # events per turn: keeps timers and other tasks of the loop waiting for a few milliseconds at most
+
+Ready = Callable[[int], Any]
+
+
+class Reactor:
+    """Calls one bound method per ready descriptor, level-triggered, from inside an asyncio loop."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = ref(loop)  # weak: the loop holds the reactor, and a closed loop shall free it
+        self._epoll = select.epoll()
+        self._ready: dict[int, Ready] = {}
+        # Shared by every connection of this loop: whoever reads has consumed it before the next event.
+        self.buffer = memoryview(bytearray(CHUNK))
+        loop.add_reader(self._epoll.fileno(), self._dispatch)
+
+    @staticmethod
+    def of(loop: asyncio.AbstractEventLoop) -> Reactor:
+        """The one reactor of `loop`, made when first asked for."""
+        reactor = _reactors.get(loop)
+        if reactor is None:
+            reactor = _reactors[loop] = Reactor(loop)
+        return reactor
+
+    def register(self, fd: int, events: int, ready: Ready) -> None:
+        """Call `ready(mask)` whenever one of `events` (READ, WRITE) holds for `fd`."""
+        self._epoll.register(fd, events)
+        self._ready[fd] = ready
+
+    def modify(self, fd: int, events: int) -> None:
+        """Wait for other events on a registered descriptor; errors and hang-ups are always reported."""
+        self._epoll.modify(fd, events)
+
+    def unregister(self, fd: int) -> None:
+        """Forget `fd`; call before closing it, since a copy in a forked child would keep it in the set."""
+        if self._ready.pop(fd, None) is not None:
+            self._epoll.unregister(fd)
+
+    def _dispatch(self) -> None:
+        ready = self._ready
+        for fd, mask in self._epoll.poll(0, BATCH):
+            # Gone: an earlier event of this batch closed it. Reused since: its own read finds nothing yet.
+            callback = ready.get(fd)
+            if callback is None:
+                continue
+            try:
+                callback(mask)
+            except Exception as error:  # noqa: BLE001  one connection's error never stops the others; it is reported
+                self._broken(fd, callback, error)
+
+    def _broken(self, fd: int, callback: Ready, error: Exception) -> None:
+        if self._ready.get(fd) == callback:
+            owner: Any = getattr(callback, "__self__", None)
+            if hasattr(owner, "abort"):
+                owner.abort(error)
+            self.unregister(fd)
+        loop = self._loop()
+        if loop is not None:
+            loop.call_exception_handler({"message": f"a receiver failed on descriptor {fd}", "exception": error})
+
+
+_reactors: WeakKeyDictionary[asyncio.AbstractEventLoop, Reactor] = WeakKeyDictionary()

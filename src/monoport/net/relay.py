@@ -1,0 +1,128 @@
+"""Bytes both ways between two streams until both have ended.
+
+Belongs here: `relay`, its meter, its idle limit. Does not belong here: looking at the bytes.
+
+No task, future or buffer stands on the way of bytes: what one stream receives is sent on inside the same call.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from monoport.net.stream import Stream
+from monoport.net.wakeup import Wakeup
+
+
+class Meter:
+    """How much has passed, and how it ended."""
+
+    __slots__ = ("bytes_in", "bytes_out", "ended")
+
+    def __init__(self) -> None:
+        self.bytes_in = 0  # from `a`, the client's side, to `b`
+        self.bytes_out = 0
+        self.ended = ""  # empty: both sides ended cleanly
+
+
+class _Half:
+    """The receiver of one stream: everything goes on to the other one."""
+
+    __slots__ = ("_inward", "_meter", "ended", "failed", "other", "paused", "relay", "sink", "source")
+
+    other: _Half
+
+    def __init__(self, source: Stream, sink: Stream, meter: Meter, inward: bool, done: Wakeup) -> None:
+        self.source = source
+        self.sink = sink
+        self.relay = done
+        self.ended = False
+        self.failed: Exception | None = None
+        self.paused = False
+        self._meter = meter
+        self._inward = inward
+
+    def data_received(self, data: bytes | memoryview) -> None:
+        if self._inward:
+            self._meter.bytes_in += len(data)
+        else:
+            self._meter.bytes_out += len(data)
+        if not self.sink.send(data):
+            self.paused = True
+            self.source.pause_reading()
+
+    def eof_received(self) -> None:
+        self.ended = True
+        self.sink.send_eof()
+        if self.other.ended:
+            self.relay.wake()
+
+    def resume_writing(self) -> None:
+        other = self.other
+        if other.paused:
+            other.paused = False
+            other.source.resume_reading()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        if error is not None:
+            self.failed = error
+            self.sink.abort(error)
+        elif not self.sink.lost:
+            self.sink.close()
+        self.relay.wake()
+
+
+async def relay(a: Stream, b: Stream, *, idle: float | None = None, meter: Meter | None = None) -> None:
+    """Carry bytes both ways until both ends have ended, then return; the callers close what they opened.
+
+    A half-close is passed on as one, a reset (or a TLS end without close_notify) as a reset. `idle`: seconds
+    without a byte in either direction after which both are closed. `meter` counts, and says why it ended.
+    Network errors end the relay and are told to the meter; any other error of a stream is raised.
+    """
+    meter = meter or Meter()
+    done = Wakeup(a.loop)
+    here, there = _Half(a, b, meter, True, done), _Half(b, a, meter, False, done)
+    here.other, there.other = there, here
+    watch = _Idle(idle, meter, a, b) if idle else None
+    try:
+        b.start(there)
+        a.start(here)
+        if not done.done():
+            await done
+    except BaseException:
+        a.abort()
+        b.abort()
+        raise
+    finally:
+        if watch is not None:
+            watch.stop()
+    error = here.failed or there.failed
+    if error is not None:
+        if not isinstance(error, OSError):
+            raise error
+        meter.ended = meter.ended or str(error) or type(error).__name__
+
+
+class _Idle:
+    """Closes both ends when the meter has stood still for `seconds`; no timer is touched per byte."""
+
+    __slots__ = ("_ends", "_handle", "_meter", "_seconds", "_seen")
+
+    def __init__(self, seconds: float, meter: Meter, *ends: Stream) -> None:
+        self._seconds = seconds
+        self._meter = meter
+        self._ends = ends
+        self._seen = meter.bytes_in + meter.bytes_out
+        self._handle: asyncio.TimerHandle = ends[0].loop.call_later(seconds, self._look)
+
+    def _look(self) -> None:
+        seen = self._meter.bytes_in + self._meter.bytes_out
+        if seen == self._seen:
+            self._meter.ended = f"idle for {self._seconds:g} s"
+            for end in self._ends:
+                end.close()
+        else:
+            self._seen = seen
+            self._handle = self._ends[0].loop.call_later(self._seconds, self._look)
+
+    def stop(self) -> None:
+        self._handle.cancel()

@@ -1,0 +1,322 @@
+"""Streams over TCP and Unix sockets, and dialling.
+
+Belongs here: `SocketStream`, `connect`, `connect_unix`. Does not belong here: accepting (`listener`), TLS (`tls`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import select
+import socket
+import struct
+from collections.abc import Callable
+
+from monoport.errors import Failure
+from monoport.net.reactor import READ, WRITE, Reactor
+from monoport.net.stream import CHUNK, HIGH_WATER, INBOX, LOW_WATER, ClosedError, Data, Inbox, Stream
+from monoport.net.wakeup import Wakeup
+
+RESET = struct.pack("ii", 1, 0)  # SO_LINGER on, zero seconds: close() sends RST, socket(7)
+FLUSH = 10.0  # seconds that a closed stream may go on sending what waits; a peer that never reads holds no more
+BROKEN = select.EPOLLERR | select.EPOLLHUP
+
+
+class ConnectError(Failure, ConnectionError):
+    """A TCP or Unix address could not be reached; the text names it and why."""
+
+
+class SocketStream(Stream):
+    """A stream over a connected stream socket, which it owns from now on."""
+
+    __slots__ = ("_fd", "_mask", "_out", "_reactor", "_read_size", "_sock", "_state", "on_readable", "on_writable")
+
+    # bits of _state
+    _EOF_WANTED, _EOF_SENT, _CLOSING, _FULL, _PEER_ENDED = 1, 2, 4, 8, 16
+
+    def __init__(self, sock: socket.socket, loop: asyncio.AbstractEventLoop | None = None) -> None:
+        super().__init__(loop)
+        sock.setblocking(False)
+        if sock.family != socket.AF_UNIX:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._sock = sock
+        self._fd = sock.fileno()
+        self._reactor = Reactor.of(self.loop)
+        self._mask = 0  # what epoll waits for; the descriptor is in the set only while this is not zero, or paused
+        self._out: bytearray | None = None
+        self._state = 0
+        self._read_size = INBOX
+        # The splicing relay takes these two over; everyone else is served by _receive and _flush.
+        self.on_readable: Callable[[], None] | None = None
+        self.on_writable: Callable[[], None] | None = None
+
+    @property
+    def socket(self) -> socket.socket:
+        """The socket itself, for addresses and options."""
+        return self._sock
+
+    @property
+    def waiting(self) -> int:
+        """How many bytes wait to be sent."""
+        return len(self._out) if self._out is not None else 0
+
+    # readiness
+
+    def _ready(self, mask: int) -> None:
+        if mask & ~WRITE:
+            if self.on_readable is not None:
+                self.on_readable()
+            else:
+                self._receive(mask)
+        if mask & WRITE and self._fd >= 0:
+            if self.on_writable is not None:
+                self.on_writable()
+            else:
+                self._flush()
+
+    def _receive(self, mask: int) -> None:
+        buffer = self._reactor.buffer
+        try:
+            n = self._sock.recv_into(buffer, self._read_size)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError as error:
+            self._fail(error)
+            return
+        if n:
+            self._receiver.data_received(buffer[:n])
+        else:
+            self.peer_ended(mask)
+
+    def peer_ended(self, mask: int = 0) -> None:
+        """The peer's FIN was read: wait for reading no more, and say so."""
+        self._state |= self._PEER_ENDED
+        self.wait_for(self._mask & WRITE)
+        hung_up = mask & BROKEN and self._sock.family == socket.AF_UNIX and not self._state & self._EOF_SENT
+        self._receiver.eof_received()
+        if hung_up and self._fd >= 0:  # a Unix peer that hangs up has closed both directions: nothing can be sent
+            self._shut()
+            self._finish(None)
+
+    def wait_for(self, mask: int) -> None:
+        """Have epoll wait for exactly these events."""
+        if self._fd < 0 or mask == self._mask:
+            return
+        if self._mask == 0:
+            self._reactor.register(self._fd, mask, self._ready)
+        elif mask == 0:
+            # Out of the set altogether: a level-triggered hang-up would otherwise be reported for ever.
+            self._reactor.unregister(self._fd)
+        else:
+            self._reactor.modify(self._fd, mask)
+        self._mask = mask
+
+    def pause_reading(self) -> None:
+        self.wait_for(self._mask & WRITE)
+
+    def resume_reading(self) -> None:
+        if not self._state & (self._PEER_ENDED | self._CLOSING):
+            self.wait_for(self._mask | READ)
+
+    def _reading(self) -> bool:
+        return bool(self._mask & READ)
+
+    def start(self, receiver: object) -> None:
+        self._read_size = CHUNK
+        super().start(receiver)  # type: ignore[arg-type]
+
+    async def read(self, limit: int = 65536) -> bytes:
+        """As `Stream.read`, without a turn of the reactor when bytes are there already."""
+        inbox = self._receiver
+        if type(inbox) is Inbox and not (inbox.data or self._mask & READ or self._state or self._lost):
+            try:
+                data = self._sock.recv(limit)
+            except (BlockingIOError, InterruptedError):
+                data = b""
+            except OSError as error:
+                self._fail(error)
+                raise
+            if data:
+                return data
+        return await super().read(limit)
+
+    # sending
+
+    def send(self, data: Data) -> bool:
+        if self._fd < 0 or self._state & (self._EOF_WANTED | self._EOF_SENT | self._CLOSING):
+            return True
+        out = self._out
+        if out is None:
+            try:
+                n = self._sock.send(data)
+            except (BlockingIOError, InterruptedError):
+                n = 0
+            except OSError as error:
+                self._error = error
+                self.loop.call_soon(self._fail, error)
+                return True
+            if n == len(data):
+                return True
+            out = self._out = bytearray(memoryview(data)[n:])
+            self.wait_for(self._mask | WRITE)
+        else:
+            out += data
+        if len(out) <= HIGH_WATER:
+            return True
+        self._state |= self._FULL
+        return False
+
+    def _flush(self) -> None:
+        out = self._out
+        if out is None:
+            self.wait_for(self._mask & ~WRITE)
+            return
+        try:
+            n = self._sock.send(out)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError as error:
+            self._fail(error)
+            return
+        if n < len(out):
+            del out[:n]
+        else:
+            self._out = None
+            self.wait_for(self._mask & ~WRITE)
+            if self._state & self._EOF_WANTED:
+                self.send_eof()
+            if self._state & self._CLOSING:
+                self._shut()
+                self._finish(None)
+                return
+        if self._state & self._FULL and (self._out is None or len(self._out) <= LOW_WATER):
+            self._state &= ~self._FULL
+            self._room_again()
+
+    def send_eof(self) -> None:
+        if self._fd < 0 or self._state & self._EOF_SENT:
+            return
+        self._state |= self._EOF_WANTED
+        if self._out is None:
+            self._state |= self._EOF_SENT
+            try:
+                self._sock.shutdown(socket.SHUT_WR)
+            except OSError as error:  # the peer has reset the connection meanwhile
+                self.loop.call_soon(self._fail, error)
+
+    # ending
+
+    def close(self) -> None:
+        if self._fd < 0 or self._state & self._CLOSING:
+            return
+        if self._out is None:
+            self._shut()
+            self._finish(None)
+            return
+        self._state |= self._CLOSING
+        self.wait_for(WRITE)
+        self.loop.call_later(FLUSH, self.abort, TimeoutError(f"the peer took nothing for {FLUSH:g} s after close"))
+
+    def abort(self, error: Exception | None = None) -> None:
+        if self._fd < 0:
+            return
+        try:
+            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+        except OSError as failed:  # a Unix socket, or one that is already gone: there is nobody to reset
+            if failed.errno not in (errno.EINVAL, errno.ENOPROTOOPT, errno.EOPNOTSUPP, errno.ENOTCONN):
+                raise
+        self._shut()
+        self._finish(error or ClosedError("the connection was aborted on this side"))
+
+    def _fail(self, error: Exception) -> None:
+        if self._fd >= 0:
+            self._shut()
+            self._finish(error)
+
+    def _shut(self) -> None:
+        self.wait_for(0)
+        self._fd = -1
+        self._out = None
+        self._sock.close()
+
+
+async def connect(host: str, port: int, timeout: float = 10.0) -> SocketStream:
+    """Dial `host`:`port` within `timeout` seconds, every address of the name in turn; raises ConnectError."""
+    loop = asyncio.get_running_loop()
+    last: OSError | None = None
+    try:
+        async with asyncio.timeout(timeout):
+            for family, address in await _addresses(loop, host, port):
+                try:
+                    return await _dial(loop, family, address)
+                except OSError as error:
+                    last = error
+    except TimeoutError:
+        raise ConnectError(f"{host}:{port} did not answer within {timeout:g} s") from last
+    except socket.gaierror as error:
+        raise ConnectError(f"{host}:{port}: {error.strerror}") from error
+    raise ConnectError(f"{host}:{port}: {_reason(last)}") from last
+
+
+async def connect_unix(path: str | os.PathLike[str], timeout: float = 10.0) -> SocketStream:
+    """Dial the Unix socket at `path` within `timeout` seconds; raises ConnectError."""
+    try:
+        async with asyncio.timeout(timeout):
+            return await _dial(asyncio.get_running_loop(), socket.AF_UNIX, os.fspath(path))
+    except TimeoutError as error:
+        raise ConnectError(f"{path} did not answer within {timeout:g} s") from error
+    except OSError as error:
+        raise ConnectError(f"{path}: {_reason(error)}") from error
+
+
+async def _addresses(
+    loop: asyncio.AbstractEventLoop, host: str, port: int
+) -> list[tuple[int, tuple[str, int] | tuple[str, int, int, int]]]:
+    for family in (socket.AF_INET, socket.AF_INET6):
+        try:
+            socket.inet_pton(family, host)
+        except OSError:
+            continue
+        return [(family, (host, port))]
+    found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return [(family, address) for family, _, _, _, address in found]  # type: ignore[misc]
+
+
+async def _dial(loop: asyncio.AbstractEventLoop, family: int, address: object) -> SocketStream:
+    sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+    try:
+        code = sock.connect_ex(address)  # type: ignore[arg-type]
+        if code == errno.EAGAIN and family == socket.AF_UNIX:
+            raise OSError(code, "its queue of connections is full")
+        if code == errno.EINPROGRESS:
+            await _connected(loop, sock)
+            code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if code:
+            raise OSError(code, os.strerror(code))
+        return SocketStream(sock, loop)
+    except BaseException:
+        sock.close()
+        raise
+
+
+async def _connected(loop: asyncio.AbstractEventLoop, sock: socket.socket) -> None:
+    wakeup = Wakeup(loop)
+    reactor = Reactor.of(loop)
+    fd = sock.fileno()
+
+    def ready(_: int) -> None:
+        reactor.unregister(fd)
+        wakeup.wake()
+
+    reactor.register(fd, WRITE, ready)
+    try:
+        await wakeup
+    finally:
+        reactor.unregister(fd)
+
+
+def _reason(error: OSError | None) -> str:
+    if error is None:
+        return "the name has no address"
+    return error.strerror or str(error)
