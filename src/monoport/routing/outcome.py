@@ -97,24 +97,27 @@ class Refusal:
     """A connection that ends here.
 
     code: one of Code, or a code of a later step. reason: one plain sentence for an operator, safe to log.
-    send: octets for the client before the connection is closed.
+    send: octets for the client before the connection is closed. rule: the deciding rule's name, "" outside routing.
     """
 
     code: str
     reason: str
     send: bytes = b""
+    rule: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
     """Octets to send, after which the client speaks again.
 
-    consumed: octets of its first bytes that are used up. said: what to pass to the next match().
+    consumed: octets of its first bytes that are used up. said: what to pass to the next match(). rule: the deciding
+    rule's name.
     """
 
     send: bytes
     consumed: int
     said: str
+    rule: str = ""
 
 
 Outcome = Route | Refusal | Answer | None

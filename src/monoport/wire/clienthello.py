@@ -55,7 +55,8 @@ def parse(data: bytes) -> ClientHello | None:
     """
     have = len(data)
     if have < 6 or data[0] != _HANDSHAKE or data[1] != 3 or data[5] != _CLIENT_HELLO:
-        return _too_short(data)
+        _check_start(data)
+        return None
     fragment = data[3] << 8 | data[4]
     if have >= 9 and fragment >= 4:
         length = int.from_bytes(data[6:9], "big")
@@ -64,7 +65,7 @@ def parse(data: bytes) -> ClientHello | None:
     return _reassemble(data)
 
 
-def _too_short(data: bytes) -> None:
+def _check_start(data: bytes) -> None:
     """Judge the first record's header and the handshake type, as far as they are there."""
     _check_header(data[:5])
     if len(data) > 5 and data[5] != _CLIENT_HELLO:
@@ -99,9 +100,8 @@ def _reassemble(data: bytes) -> ClientHello | None:
         position = start + fragment
         records += 1
         if position > MAX_HELLO or records > MAX_RECORDS:
-            raise HelloError(
-                f"no ClientHello in {min(position, have)} bytes and {records} records, limits {MAX_HELLO} and {MAX_RECORDS}"
-            )
+            seen = f"{min(position, have)} bytes and {records} records"
+            raise HelloError(f"no ClientHello in {seen}, limits {MAX_HELLO} and {MAX_RECORDS}")
         gathered += fragment
         if len(head) < 4:
             head += data[start : min(position, start + 4 - len(head))]
@@ -189,7 +189,9 @@ def _server_name(data: bytes, start: int, end: int) -> str:
     """The host_name of a server_name extension, which every client in use sends alone."""
     if end - start < 5 or data[start + 2] != 0:
         raise HelloError("server_name extension without a host name")
-    if (data[start] << 8 | data[start + 1]) != end - start - 2 or (data[start + 3] << 8 | data[start + 4]) != end - start - 5:
+    if (data[start] << 8 | data[start + 1]) != end - start - 2 or (
+        data[start + 3] << 8 | data[start + 4]
+    ) != end - start - 5:
         raise HelloError("lengths in the server_name extension do not fit, or it holds more than one name")
     try:
         return names.canonical(data[start + 5 : end].decode("ascii"))
@@ -203,7 +205,7 @@ def _protocols(data: bytes, start: int, end: int) -> tuple[str, ...]:
     """The names of an ALPN extension, in order."""
     if end - start < 4 or (data[start] << 8 | data[start + 1]) != end - start - 2:
         raise HelloError("length of the ALPN list does not fit")
-    offered = []
+    offered: list[str] = []
     position = start + 2
     while position < end:
         stop = position + 1 + data[position]
