@@ -27,8 +27,8 @@ class Preface:
     """One dial request: who calls, from where, and which resource; the agent checks all of it again.
 
     `certificate` is the user's X.509 certificate (PEM) or OpenSSH certificate (one line): the proxy vouches only that
-    its key was proven. `host_id` is filled in by `Tunnels.dial`. `process_id` and `secret` are the key that the proxy gave its
-    client for cancelling (PostgreSQL protocol, BackendKeyData and CancelRequest).
+    its key was proven. `host_id` is filled in by `Tunnels.dial`. `process_id` and `secret` are the key that the proxy
+    gave its client for cancelling (PostgreSQL protocol, BackendKeyData and CancelRequest).
     """
 
     connection: str
@@ -69,7 +69,10 @@ def preface_object(preface: Preface) -> dict[str, Any]:
 
 
 def read_preface(obj: Mapping[str, Any]) -> Preface:
-    """Return the preface in a frame's object; raises FrameError for a missing, unknown, oversized or wrongly typed field."""
+    """Return the preface in a frame's object.
+
+    Raises FrameError for a missing, unknown, oversized or wrongly typed field.
+    """
     if obj.get("version") != VERSION:
         raise FrameError(f"preface of version {_shown(obj.get('version'))}, this agent speaks {VERSION}")
     unknown = obj.keys() - {field.name for field in fields(Preface)}

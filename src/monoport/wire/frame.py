@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
-MAX_FRAME = 65_536  # a certificate line is about 2 KiB, long role and trait lists reach 20; this caps what an unknown peer makes us hold
+MAX_FRAME = 65_536  # a certificate with long lists of roles reaches 20 KiB; this caps what a peer makes us hold
 HEADER = 4
 
 

@@ -1,0 +1,170 @@
+"""asyncssh's connections as monoport uses them: algorithms, streams, and how a full link holds writers back.
+
+Belongs here: what the tunnel, the SSH proxy and the node agent share. Not here: who may do what.
+"""
+
+import asyncio
+import copy
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import asyncssh
+from asyncssh.constants import MSG_IGNORE
+
+from monoport.net.stream import Stream
+from monoport.tunnel.transport import StreamTransport
+
+# AES-GCM is one call into OpenSSL per packet; chacha20 in asyncssh is several and far slower, so it is not offered.
+CIPHERS = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com", "aes128-ctr", "aes256-ctr")
+MACS = ("hmac-sha2-256-etm@openssh.com", "hmac-sha2-512-etm@openssh.com", "hmac-sha2-256", "hmac-sha2-512")
+KEY_EXCHANGES = (
+    "curve25519-sha256",
+    "curve25519-sha256@libssh.org",
+    "ecdh-sha2-nistp256",
+    "ecdh-sha2-nistp384",
+    "diffie-hellman-group16-sha512",
+    "diffie-hellman-group14-sha256",
+)
+WINDOW = 262_144  # bytes of one channel that may wait in one direction
+PACKET = 32_768  # the payload every SSH implementation must take (RFC 4253 section 6.1)
+CLOSE_SECONDS = 5.0  # for a goodbye; a peer that does not take it is cut
+USER_LOGIN = 60.0  # seconds: people touch security keys
+AGENT_LOGIN = 15.0  # seconds: a machine needs no thought
+
+Options = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class HostKey:
+    """A host's private key (PKCS#8 PEM) and its OpenSSH host certificate (one line)."""
+
+    key: str
+    certificate: str
+
+    def pair(self) -> tuple[asyncssh.SSHKey, asyncssh.SSHCertificate]:
+        """Return both as asyncssh takes them; raises asyncssh.KeyImportError."""
+        return asyncssh.import_private_key(self.key), asyncssh.import_certificate(self.certificate)
+
+
+def algorithms() -> Options:
+    """Return asyncssh's options for the algorithms offered on every monoport connection."""
+    return {
+        "encryption_algs": list(CIPHERS),
+        "mac_algs": list(MACS),
+        "kex_algs": list(KEY_EXCHANGES),
+        "compression_algs": ["none"],
+    }
+
+
+class Link(asyncssh.connection.SSHConnection):
+    """Mixed into asyncssh's connections: says when the stream below is full, and wakes who waits for room."""
+
+    blocked = False
+    _wakers: list[Callable[[], None]]
+
+    def pause_writing(self) -> None:
+        self.blocked = True
+
+    def resume_writing(self) -> None:
+        self.blocked = False
+        wakers, self._wakers = self.__dict__.get("_wakers", []), []
+        for wake in wakers:
+            wake()
+
+    def when_writable(self, wake: Callable[[], None]) -> None:
+        """Call `wake` once, when the stream below has room again."""
+        self.__dict__.setdefault("_wakers", []).append(wake)
+
+    def send_packet(self, pkttype: int, *args: bytes, handler: Any = None) -> None:
+        # asyncssh sends an empty IGNORE before every packet, which only CBC ciphers need (RFC 4251 section 9.3.1)
+        if pkttype != MSG_IGNORE:
+            super().send_packet(pkttype, *args, handler=handler)
+
+
+class ServerLink(Link, asyncssh.SSHServerConnection):
+    """An SSH server's connection; its options come from no file, so there is nothing to reload."""
+
+    async def reload_config(self) -> None:
+        return
+
+
+class ClientLink(Link, asyncssh.SSHClientConnection):
+    """An SSH client's connection."""
+
+
+S = TypeVar("S", bound=ServerLink)
+C = TypeVar("C", bound=ClientLink)
+L = TypeVar("L", bound=Link)
+
+
+def server_options(host: HostKey, login: float) -> Any:
+    """Return options of an SSH server that shows one host certificate and by itself serves nothing.
+
+    Args: the host's key and certificate, and the seconds until authentication must be done.
+    """
+    return asyncssh.SSHServerConnectionOptions(
+        server_host_keys=[host.pair()],
+        login_timeout=login,
+        gss_host=None,
+        password_auth=False,
+        kbdint_auth=False,
+        agent_forwarding=False,
+        x11_forwarding=False,
+        line_editor=False,
+        encoding=None,
+        window=WINDOW,
+        max_pktsize=PACKET,
+        server_version="monoport",
+        **algorithms(),
+    )
+
+
+@asynccontextmanager
+async def serving(
+    stream: Stream, options: Any, make: type[S], owner: asyncssh.SSHServer, peer: tuple[str, int]
+) -> AsyncIterator[S]:
+    """Run an SSH server over `stream` until the body ends; enters once the client is authenticated.
+
+    Args: the options of `server_options`, the connection's class, the SSHServer that answers, the peer's address.
+    Raises asyncssh.Error or OSError where the client does not authenticate.
+    """
+    loop = asyncio.get_running_loop()
+    mine = copy.copy(options)
+    mine.protocol_factory = lambda: owner
+    mine.waiter = loop.create_future()
+    async with _running(stream, make(loop, mine, wait="auth"), mine.waiter, peer) as connection:
+        yield connection
+
+
+@asynccontextmanager
+async def calling(stream: Stream, options: Any, make: type[C], peer: tuple[str, int]) -> AsyncIterator[C]:
+    """Run an SSH client over `stream` until the body ends; enters once the server has accepted us.
+
+    Raises asyncssh.Error or OSError where it does not.
+    """
+    loop = asyncio.get_running_loop()
+    mine = copy.copy(options)
+    mine.waiter = loop.create_future()
+    async with _running(stream, make(loop, mine, wait="auth"), mine.waiter, peer) as connection:
+        yield connection
+
+
+@asynccontextmanager
+async def _running(
+    stream: Stream, connection: L, ready: "asyncio.Future[None]", peer: tuple[str, int]
+) -> AsyncIterator[L]:
+    transport = StreamTransport(stream, connection, peer)
+    transport.attach()
+    try:
+        await ready
+        yield connection
+    finally:
+        connection.abort()
+        await connection.wait_closed()
+        try:
+            async with asyncio.timeout(CLOSE_SECONDS):
+                await transport.closed.wait()
+        except TimeoutError:
+            stream.abort()
