@@ -74,7 +74,7 @@ class Storage(Section):
         return value
 
 
-def _host() -> str:
+def default_nodename() -> str:
     """This machine's name as a resource name: its first label in lower case."""
     label = socket.gethostname().split(".")[0].lower()
     label = "".join(c if c.isascii() and c.isalnum() else "-" for c in label).strip("-")[:63].strip("-")
@@ -87,7 +87,8 @@ class Teleport(Section):
     later: ClassVar = frozenset({"diag_addr"})
 
     nodename: values.ResourceName = Field(
-        default_factory=_host, description="this host's name in the cluster (default: the machine's host name)"
+        default_factory=default_nodename,
+        description="this host's name in the cluster (default: the machine's host name)",
     )
     data_dir: values.AnyPath = Field(
         default=Path("/var/lib/monoport"),

@@ -1,0 +1,1 @@
+"""The web of the one port: API and pages."""
