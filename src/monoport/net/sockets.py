@@ -35,10 +35,13 @@ class SocketStream(Stream):
     # bits of _state
     _EOF_WANTED, _EOF_SENT, _CLOSING, _FULL, _PEER_ENDED = 1, 2, 4, 8, 16
 
-    def __init__(self, sock: socket.socket, loop: asyncio.AbstractEventLoop | None = None) -> None:
+    def __init__(
+        self, sock: socket.socket, loop: asyncio.AbstractEventLoop | None = None, *, inherited: bool = False
+    ) -> None:
+        """`inherited`: an accepted socket, which has its TCP options from the listening one."""
         super().__init__(loop)
         sock.setblocking(False)
-        if sock.family != socket.AF_UNIX:
+        if not inherited and sock.family != socket.AF_UNIX:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._sock = sock
         self._fd = sock.fileno()

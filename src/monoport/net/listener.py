@@ -1,0 +1,393 @@
+"""Accepting: slots, deadlines, one task per connection.
+
+Belongs here: `Listener`, `Arrival`, `Limits`, `bind`. Does not belong here: what the first bytes mean.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import socket
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from ipaddress import IPv6Address
+from typing import Any
+
+import structlog
+
+from monoport.errors import Failure
+from monoport.net.reactor import READ, Reactor
+from monoport.net.sockets import SocketStream
+from monoport.net.stream import EndOfStream, Stream
+
+BACKLOG = 4096  # connections the kernel keeps while we are busy; somaxconn caps it
+ACCEPTS = 64  # per turn of the loop, so that a flood of new connections leaves room for the old ones
+REST = 0.25  # seconds without accepting after the process ran out of descriptors or memory
+PER_SOURCE = 512  # connections from one address unless configured: a large office behind one NAT
+EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+# accept(2): errors of the one connection that was about to be accepted
+PASSING = {
+    errno.ECONNABORTED,
+    errno.EPROTO,
+    errno.ENETDOWN,
+    errno.ENOPROTOOPT,
+    errno.EHOSTDOWN,
+    errno.ENONET,
+    errno.EHOSTUNREACH,
+    errno.EOPNOTSUPP,
+    errno.ENETUNREACH,
+    errno.EPERM,
+    errno.EINTR,
+}
+# Peers that vanished without a word are noticed after about two minutes; inherited by every accepted socket.
+KEEPALIVE = ((socket.TCP_KEEPIDLE, 60), (socket.TCP_KEEPINTVL, 15), (socket.TCP_KEEPCNT, 4))
+
+Source = tuple[str, int]
+
+
+class ListenError(Failure):
+    """An address cannot be listened on; the text names it and why."""
+
+
+class LateError(TimeoutError):
+    """The peer let a deadline of the listener pass."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What strangers may take.
+
+    connections: slots in all. per_source: slots of one address (of one /64 in IPv6); None means PER_SOURCE, and
+    loopback exempt. first_bytes: seconds from accept until the connection is routed. handshake: seconds from accept
+    until TLS is done.
+    """
+
+    connections: int = 8192
+    per_source: int | None = None
+    first_bytes: float = 5.0
+    handshake: float = 10.0
+
+
+class Arrival:
+    """A connection that was accepted and has a slot.
+
+    id: short, unique in this process and, with its random part, in practice everywhere. source: address and port.
+    first: the bytes received so far. accepted: the loop's clock, seconds.
+    """
+
+    __slots__ = ("_deadlines", "accepted", "first", "id", "source", "stream")
+
+    def __init__(self, name: str, stream: SocketStream, source: Source, deadlines: tuple[Deadline, Deadline]) -> None:
+        self.id = name
+        self.stream: Stream = stream
+        self.source = source
+        self.first = b""
+        self.accepted = stream.loop.time()
+        self._deadlines = deadlines
+        for deadline in deadlines:
+            deadline.begin(self)
+
+    async def more(self) -> bytes:
+        """Wait for further bytes and return all of `first`; raises LateError, EndOfStream, ConnectionError."""
+        data = await self.stream.read()
+        if not data:
+            raise EndOfStream(f"the client ended its direction after {len(self.first)} bytes")
+        self.first = self.first + data if self.first else data
+        return self.first
+
+    def routed(self) -> None:
+        """The first bytes have said where to: their deadline is over."""
+        self._deadlines[0].done(self)
+
+    def settled(self) -> None:
+        """TLS is done, or there is none: both deadlines are over."""
+        for deadline in self._deadlines:
+            deadline.done(self)
+
+
+class Deadline:
+    """One number of seconds for every connection from its accept, with a single timer for all of them."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, seconds: float, what: str) -> None:
+        self._loop = loop
+        self._seconds = seconds
+        self._what = what
+        self._running: dict[Arrival, None] = {}  # in the order of accept, hence of expiry
+        self._timer: asyncio.TimerHandle | None = None
+
+    def begin(self, arrival: Arrival) -> None:
+        """Count from `arrival.accepted`."""
+        self._running[arrival] = None
+        if self._timer is None:
+            self._timer = self._loop.call_at(arrival.accepted + self._seconds, self._expire)
+
+    def done(self, arrival: Arrival) -> None:
+        """What was waited for has happened."""
+        self._running.pop(arrival, None)
+
+    def stop(self) -> None:
+        """Forget everyone and the timer."""
+        self._running.clear()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _expire(self) -> None:
+        self._timer = None
+        now = self._loop.time()
+        late = []
+        for arrival in self._running:
+            due = arrival.accepted + self._seconds
+            if due > now:
+                self._timer = self._loop.call_at(due, self._expire)
+                break
+            late.append(arrival)
+        for arrival in late:
+            self._running.pop(arrival, None)
+            arrival.stream.abort(LateError(f"{self._what} within {self._seconds:g} s of connecting"))
+
+
+Serve = Callable[[Arrival], Awaitable[None]]
+Refused = Callable[[str, Source, str, str], None]
+
+
+class Listener:
+    """Accepts on `sockets` and runs `serve(arrival)` in one task per connection, which ends with its stream.
+
+    serve: the connection's life; `arrival.first` holds at least one byte. refused: called with connection id, source,
+    code and reason for connections that end before `serve`. The sockets belong to the listener.
+    """
+
+    def __init__(
+        self, sockets: Iterable[socket.socket], serve: Serve, limits: Limits, refused: Refused | None = None
+    ) -> None:
+        self._sockets = list(sockets)
+        self._serve = serve
+        self._limits = limits
+        self._refused = refused or _log_refusal
+        self._log: Any = structlog.get_logger()
+        self._prefix = os.urandom(3).hex()  # tells the ids of this run from those of the one before
+        self._count = 0
+        self._taken = 0
+        self._sources: Counter[str] = Counter()
+        self._accepting = False
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._drain: asyncio.Future[float] | None = None
+        self._empty: asyncio.Event = asyncio.Event()
+
+    @property
+    def addresses(self) -> list[Source]:
+        """The addresses that are listened on."""
+        return [sock.getsockname()[:2] for sock in self._sockets]
+
+    @property
+    def taken(self) -> int:
+        """Slots in use."""
+        return self._taken
+
+    async def run(self) -> None:
+        """Serve until `drain`, or until cancelled, which ends every connection at once."""
+        loop = self._loop = asyncio.get_running_loop()
+        self._reactor = Reactor.of(loop)
+        self._drain = loop.create_future()
+        self._deadlines = (
+            Deadline(loop, self._limits.first_bytes, "no complete first message"),
+            Deadline(loop, self._limits.handshake, "no finished TLS handshake"),
+        )
+        try:
+            async with asyncio.TaskGroup() as group:
+                self._group = group
+                for sock in self._sockets:
+                    sock.setblocking(False)
+                self._resume()
+                grace = await self._drain
+                self._close()
+                await self._emptied(grace)
+                for task in list(self._tasks):
+                    task.cancel("the listener is draining")
+        finally:
+            self._close()
+            for deadline in self._deadlines:
+                deadline.stop()
+
+    def drain(self, grace: float) -> None:
+        """Accept no more, give running connections `grace` seconds, then cancel them; `run` returns after that."""
+        if self._drain is not None and not self._drain.done():
+            self._drain.set_result(grace)
+
+    async def _emptied(self, grace: float) -> None:
+        if not self._taken:
+            return
+        self._empty.clear()
+        try:
+            async with asyncio.timeout(grace):
+                await self._empty.wait()
+        except TimeoutError:
+            self._log.warning("connections still open at the end of the grace period", connections=self._taken)
+
+    def _close(self) -> None:
+        self._pause()
+        for sock in self._sockets:
+            sock.close()
+        self._sockets.clear()
+
+    # accepting
+
+    def _resume(self) -> None:
+        if not self._accepting and self._taken < self._limits.connections:
+            self._accepting = True
+            for sock in self._sockets:
+                self._reactor.register(sock.fileno(), READ, partial(self._accept, sock))
+
+    def _pause(self) -> None:
+        if self._accepting:
+            self._accepting = False
+            for sock in self._sockets:
+                self._reactor.unregister(sock.fileno())
+
+    def _accept(self, listening: socket.socket, _mask: int) -> None:
+        for _ in range(ACCEPTS):
+            if self._taken >= self._limits.connections:
+                self._pause()  # newcomers wait in the kernel's backlog until a slot is free
+                self._log.warning("every connection slot is taken", connections=self._taken)
+                return
+            try:
+                sock, address = listening.accept()
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno in PASSING:
+                    continue
+                if error.errno not in EXHAUSTED:
+                    raise
+                self._pause()
+                self._loop.call_later(REST, self._resume)
+                self._log.error("cannot accept connections", reason=error.strerror, connections=self._taken)
+                return
+            self._admit(sock, address)
+
+    def _admit(self, sock: socket.socket, address: tuple[Any, ...]) -> None:
+        self._count += 1
+        name = f"{self._prefix}{self._count:x}"
+        source: Source = (address[0], address[1])
+        key, limit = self._share(address[0])
+        if limit is not None and self._sources[key] >= limit:
+            sock.close()
+            self._refused(name, source, "too_many_connections", f"{key} holds {limit} connections, its limit")
+            return
+        self._taken += 1
+        if limit is not None:
+            self._sources[key] += 1
+        stream = SocketStream(sock, self._loop, inherited=True)
+        arrival = Arrival(name, stream, source, self._deadlines)
+        task = self._group.create_task(self._live(arrival, key if limit is not None else None), name=name)
+        self._tasks.add(task)
+
+    def _share(self, host: str) -> tuple[str, int | None]:
+        """The key a source is counted under, and its limit."""
+        limit = self._limits.per_source
+        if ":" in host:
+            address = IPv6Address(host.partition("%")[0])
+            mapped = address.ipv4_mapped
+            if mapped is not None:
+                host = str(mapped)
+            elif not address.is_loopback:
+                # One customer's network is a /64: its addresses are one source.
+                return f"{IPv6Address(int(address) >> 64 << 64)}/64", limit or PER_SOURCE
+        if limit is None and (host.startswith("127.") or host == "::1"):
+            return host, None
+        return host, limit or PER_SOURCE
+
+    # one connection
+
+    async def _live(self, arrival: Arrival, key: str | None) -> None:
+        stream = arrival.stream
+        try:
+            if await self._spoke(arrival):
+                await self._serve(arrival)
+            if not stream.lost:
+                stream.close()
+                await stream.wait_closed()
+        except (ConnectionError, TimeoutError) as error:
+            self._log.info("connection failed", connection=arrival.id, reason=str(error) or type(error).__name__)
+        except Exception:  # noqa: BLE001  one connection's error never ends the others; it is logged with its id
+            self._log.exception("connection broke", connection=arrival.id)
+        finally:
+            stream.abort()
+            arrival.settled()
+            self._release(key)
+
+    async def _spoke(self, arrival: Arrival) -> bool:
+        try:
+            await arrival.more()
+        except LateError as error:
+            self._refused(arrival.id, arrival.source, "silence", str(error))
+        except ConnectionError as error:  # port scans and health checks come and go: not worth a refusal
+            self._log.debug("connection ended before its first byte", connection=arrival.id, reason=str(error))
+        return bool(arrival.first)
+
+    def _release(self, key: str | None) -> None:
+        task = asyncio.current_task()
+        if task is not None:
+            self._tasks.discard(task)
+        self._taken -= 1
+        if key is not None:
+            self._sources[key] -= 1
+            if not self._sources[key]:
+                del self._sources[key]
+        if not self._taken:
+            self._empty.set()
+        if not self._accepting and self._sockets:
+            self._resume()
+
+
+def _log_refusal(connection: str, source: Source, code: str, reason: str) -> None:
+    structlog.get_logger().info("refused", connection=connection, source=source[0], code=code, reason=reason)
+
+
+def bind(host: str, port: int, backlog: int = BACKLOG) -> list[socket.socket]:
+    """Listening sockets for every address of `host` ("" for all); port 0 picks one for all; raises ListenError."""
+    try:
+        found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except socket.gaierror as error:
+        raise ListenError(f"{host}:{port} cannot be listened on: {error.strerror}") from error
+    sockets: list[socket.socket] = []
+    try:
+        for family, _, _, _, address in found:
+            chosen = sockets[0].getsockname()[1] if sockets and not port else port
+            sockets.append(_listen(family, (address[0], chosen, *address[2:]), backlog))
+    except BaseException:
+        for sock in sockets:
+            sock.close()
+        raise
+    return sockets
+
+
+def _listen(family: int, address: tuple[Any, ...], backlog: int) -> socket.socket:
+    sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+    try:
+        # SO_REUSEADDR for restarts; never SO_REUSEPORT, with which two daemons would silently share a port.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option, value in KEEPALIVE:
+            sock.setsockopt(socket.IPPROTO_TCP, option, value)
+        sock.bind(address)
+        sock.listen(backlog)
+    except OSError as error:
+        sock.close()
+        raise ListenError(f"{address[0]}:{address[1]} cannot be listened on: {_why(error)}") from error
+    return sock
+
+
+def _why(error: OSError) -> str:
+    if error.errno == errno.EADDRINUSE:
+        return "it is in use, is another daemon running?"
+    if error.errno == errno.EACCES:
+        return "ports below 1024 need CAP_NET_BIND_SERVICE"
+    return error.strerror or str(error)
