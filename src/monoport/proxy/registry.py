@@ -1,0 +1,192 @@
+"""Who is connected, who was turned away, and the counters of both.
+
+Belongs here: `Connections`, and ending connections whose lease is over. Does not belong here: serving them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import structlog
+
+from monoport.access.lease import Leases
+from monoport.net.listener import Source
+from monoport.routing.outcome import Refusal, Route
+
+if TYPE_CHECKING:
+    from monoport.access.resources import Lock
+    from monoport.proxy.connection import Connection
+
+REFUSALS = 256  # kept for `tctl conns ls`: a screenful of history, some 100 KiB at most
+TICK = 1.0  # seconds between sweeps: a session must be over 5 s after its certificate or lock says so
+SHOWN = 256  # characters of a name that a stranger chose
+
+_log: Any = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Turned:
+    """One refusal: when (seconds since 1970), whom, and why."""
+
+    connection: str
+    time: float
+    source: Source
+    refusal: Refusal
+    server_name: str | None
+    alpn: tuple[str, ...]
+
+
+class Connections:
+    """The live connections of this process and the last refusals."""
+
+    def __init__(self) -> None:
+        self.leases = Leases()
+        self.counters: Counter[str] = Counter()  # "opened", "opened.<kind>", "refused.<code>", "bytes_in", "bytes_out"
+        self._live: dict[str, Connection] = {}
+        self._refusals: deque[Turned] = deque(maxlen=REFUSALS)
+
+    def __len__(self) -> int:
+        return len(self._live)
+
+    def __iter__(self) -> Iterable[Connection]:
+        return iter(list(self._live.values()))
+
+    def get(self, connection: str) -> Connection | None:
+        """The live connection of that id."""
+        return self._live.get(connection)
+
+    @property
+    def refusals(self) -> tuple[Turned, ...]:
+        """The last refusals, oldest first."""
+        return tuple(self._refusals)
+
+    def opened(self, connection: Connection) -> None:
+        """A connection has spoken its first bytes."""
+        self._live[connection.id] = connection
+
+    def closed(self, connection: Connection) -> None:
+        """A connection is over: count it and log its one line."""
+        if self._live.pop(connection.id, None) is None:
+            return
+        route, meter = connection.route, connection.meter
+        self.counters["opened"] += 1
+        if route is None:
+            return
+        self.counters[f"opened.{route.kind}"] += 1
+        self.counters["bytes_in"] += meter.bytes_in
+        self.counters["bytes_out"] += meter.bytes_out
+        _log.info(
+            "connection",
+            connection=connection.id,
+            source=connection.source[0],
+            kind=route.kind.value,
+            rule=route.rule,
+            user=str(connection.identity) if connection.identity is not None else None,
+            seconds=round(time.time() - connection.started, 3),
+            bytes_in=meter.bytes_in,
+            bytes_out=meter.bytes_out,
+            ended=connection.ended or meter.ended or None,
+        )
+
+    def refused(self, connection: str, source: Source, refusal: Refusal, route: Route | None = None) -> None:
+        """A connection was turned away: count, keep and log it."""
+        self.counters[f"refused.{refusal.code}"] += 1
+        name, alpn = (route.server_name, route.alpn) if route is not None else (None, ())
+        self._refusals.append(Turned(connection, time.time(), source, refusal, name, alpn))
+        _log.info(
+            "refused",
+            connection=connection,
+            source=source[0],
+            code=str(refusal.code),
+            rule=refusal.rule or (route.rule if route is not None else None),
+            reason=refusal.reason,
+        )
+
+    def turned_away(self, connection: str, source: Source, code: str, reason: str) -> None:
+        """As `refused`, in the listener's own form."""
+        self.refused(connection, source, Refusal(code, reason))
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One plain dictionary per live connection, oldest first, then one per refusal, for `tctl conns ls`."""
+        return [_live_row(connection) for connection in self._live.values()] + [
+            _refusal_row(turned) for turned in self._refusals
+        ]
+
+    def sweep(self, now: datetime, locks: Iterable[Lock]) -> int:
+        """End every connection whose certificate has expired or whose user is locked; returns how many."""
+        return self.leases.sweep(now, locks)
+
+    async def watch(
+        self,
+        locks: Callable[[], Iterable[Lock]],
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+        tick: float = TICK,
+    ) -> None:
+        """Sweep every `tick` seconds until cancelled; `locks` answers with those in force now."""
+        while True:
+            await asyncio.sleep(tick)
+            try:
+                self.sweep(clock(), locks())
+            except ExceptionGroup:
+                _log.exception("some connections could not be ended")
+
+
+def _live_row(connection: Connection) -> dict[str, Any]:
+    route = connection.route
+    return {
+        "id": connection.id,
+        "state": connection.state,
+        "source": _address(connection.source),
+        "started": _iso(connection.started),
+        "kind": route.kind.value if route else None,
+        "rule": route.rule if route else None,
+        "protocol": route.protocol if route else None,
+        "target": route.target if route else None,
+        "server_name": _shown(route.server_name) if route else None,
+        "alpn": [_shown(name) for name in route.alpn] if route else [],
+        "user": str(connection.identity) if connection.identity else None,
+        "bytes_in": connection.meter.bytes_in,
+        "bytes_out": connection.meter.bytes_out,
+        "code": None,
+        "reason": None,
+    }
+
+
+def _refusal_row(turned: Turned) -> dict[str, Any]:
+    return {
+        "id": turned.connection,
+        "state": "refused",
+        "source": _address(turned.source),
+        "started": _iso(turned.time),
+        "kind": None,
+        "rule": turned.refusal.rule or None,
+        "protocol": None,
+        "target": None,
+        "server_name": _shown(turned.server_name),
+        "alpn": [_shown(name) for name in turned.alpn],
+        "user": None,
+        "bytes_in": 0,
+        "bytes_out": 0,
+        "code": str(turned.refusal.code),
+        "reason": turned.refusal.reason,
+    }
+
+
+def _address(source: Source) -> str:
+    host, port = source
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _iso(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
+
+
+def _shown(name: str | None) -> str | None:
+    """A name of a stranger's choice, cut and without control characters."""
+    return None if name is None else name[:SHOWN].encode("unicode_escape").decode("ascii")
