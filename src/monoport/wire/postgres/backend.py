@@ -67,7 +67,7 @@ class Backend:
         self._buffer += data
         out = bytearray()
         position = 0
-        while not self.ready and len(self._buffer) - position >= _HEAD.size:
+        while len(self._buffer) - position >= _HEAD.size:
             kind, size = _HEAD.unpack_from(self._buffer, position)
             if not 4 <= size <= MAX_MESSAGE:
                 raise ProtocolError(f"server message of {size} bytes in the opening, limit {MAX_MESSAGE}")
@@ -76,10 +76,10 @@ class Backend:
                 break
             out += self._message(kind, bytes(self._buffer[position + 5 : end]))
             position = end
+            if self.ready:
+                out += self._buffer[position:]
+                position = len(self._buffer)
         del self._buffer[:position]
-        if self.ready:
-            out += self._buffer
-            self._buffer.clear()
         return bytes(out)
 
     def _message(self, kind: bytes, body: bytes) -> bytes:

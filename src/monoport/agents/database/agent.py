@@ -1,0 +1,217 @@
+"""The database agent: which dialled streams may reach which registered database, as whom, and until when.
+
+Belongs here: checking a preface anew, the lease of a session, finding a session to cancel, telling the cluster what is
+registered. A proxy vouches only that the user's key was proven; everything else is decided here again. How a protocol
+is spoken lives in the engines.
+"""
+
+import asyncio
+import hmac
+import importlib
+import random
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any, Protocol
+
+import structlog
+from cryptography import x509
+
+from monoport import protocols
+from monoport.access.decide import DatabaseLogin, Denied, Permit, authorize
+from monoport.access.identity import IdentityError, Kind, from_x509
+from monoport.access.lease import Leases
+from monoport.access.resources import Database, DatabaseSpec, Lock, Metadata, Resource, Role
+from monoport.agents.database.certificates import Issuer, Signer
+from monoport.agents.database.engine import Engine, Session, Unreachable
+from monoport.audit.log import Log
+from monoport.auth.authorities import TrustedCas
+from monoport.auth.client import AuthError
+from monoport.config import model
+from monoport.net.stream import Stream
+from monoport.protocols.description import Description
+from monoport.tunnel import dial, preface
+from monoport.tunnel.preface import Preface
+
+HEARTBEAT = 15.0  # seconds, up to a fifth less: the inventory forgets a database after 60
+PROBE = 10.0  # seconds that a probe of a real server may take
+
+_log = structlog.get_logger()
+
+
+class Directory(Protocol):
+    """What the agent needs to know of the cluster; `auth.cache.Cache` is one."""
+
+    @property
+    def roles(self) -> Mapping[str, Role]: ...
+
+    @property
+    def locks(self) -> Iterable[Lock]: ...
+
+    @property
+    def cas(self) -> TrustedCas: ...
+
+
+class Auth(Signer, Protocol):
+    """What the agent asks of the auth service; `auth.client.AuthClient` is one."""
+
+    async def heartbeat(self, resource: Resource) -> None: ...
+
+
+class Databases:
+    """Serves the databases registered on one host.
+
+    Args:
+        host_id: who we are in the cluster.
+        databases: as configured; nothing else is ever dialled.
+        directory: roles, locks and CAs.
+        auth: signs client certificates, takes heartbeats.
+        audit: where sessions and statements are recorded.
+        leases: ends sessions in time; somebody sweeps it every second.
+        now, sleep, rand: the time in UTC, pausing and jitter.
+    """
+
+    def __init__(
+        self,
+        host_id: str,
+        databases: Sequence[model.Database],
+        directory: Directory,
+        auth: Auth,
+        audit: Log,
+        *,
+        leases: Leases,
+        table: Mapping[str, Description] = protocols.TABLE,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        rand: Callable[[], float] = random.random,
+    ) -> None:
+        self._directory = directory
+        self._auth = auth
+        self._audit = audit
+        self._leases = leases
+        self._now, self._sleep, self._rand = now, sleep, rand
+        issuer = Issuer(auth, lambda: directory.cas, now=now)
+        self._resources = {one.name: _resource(one, host_id) for one in databases}
+        self._engines = {one.name: _engine(table[one.protocol], one, issuer) for one in databases}
+        self._sessions: dict[str, tuple[str, Session]] = {}  # by connection id: database and session
+        self.health: dict[str, str] = {}  # by database: "" if its server answers, else what is wrong
+
+    @property
+    def resources(self) -> list[Database]:
+        """What is registered, as the cluster sees it."""
+        return list(self._resources.values())
+
+    async def serve(self, asked: Preface, stream: Stream) -> None:
+        """Serve one dialled stream to its end; raises DialRefused as long as nothing was accepted."""
+        match asked.kind:
+            case preface.Kind.DATABASE:
+                await self._session(asked, stream)
+            case preface.Kind.CANCEL:
+                await self._cancel(asked, stream)
+            case _:
+                raise dial.DialRefused(dial.NOT_SERVED, "this agent serves databases only")
+
+    async def run(self) -> None:
+        """Tell the cluster, until cancelled, which databases are here, and look whether their servers answer."""
+        while True:
+            async with asyncio.TaskGroup() as group:
+                for name in self._resources:
+                    group.create_task(self._beat(name))
+            await self._sleep(HEARTBEAT * (1 - self._rand() / 5))
+
+    async def _beat(self, name: str) -> None:
+        try:
+            await self._auth.heartbeat(self._resources[name])
+        except AuthError as error:
+            _log.warning("heartbeat failed", database=name, reason=str(error))
+        problem = ""
+        try:
+            async with asyncio.timeout(PROBE):
+                await self._engines[name].probe()
+        except Unreachable as error:
+            problem = error.detail
+        except TimeoutError:
+            problem = f"no answer within {PROBE:g} s"
+        if problem != self.health.get(name, ""):
+            _log.warning("database health", database=name, problem=problem or "none any more")
+        self.health[name] = problem
+
+    async def _session(self, asked: Preface, stream: Stream) -> None:
+        engine = self._engines.get(asked.target)
+        if engine is None:
+            raise dial.DialRefused(dial.NOT_SERVED, f'database "{asked.target}" is not registered here')
+        permit, who = await self._authorised(asked)
+
+        async def record(kind: str, **fields: Any) -> None:
+            await self._audit.emit(kind, **who, **fields)
+
+        session = Session(
+            connection=asked.connection,
+            user=asked.user,
+            database=asked.database,
+            certificate=asked.certificate,
+            process_id=asked.process_id,
+            secret=asked.secret,
+            record=record,
+        )
+        if asked.connection in self._sessions:
+            raise dial.DialRefused(dial.DENIED, "this connection has a session already")
+        self._sessions[asked.connection] = (asked.target, session)
+        lease = self._leases.add(permit.identity, permit.until, session.end, nodes=(permit.host_id,))
+        try:
+            await dial.accept(stream)
+            await engine.serve(session, stream)
+        finally:
+            lease.close()
+            del self._sessions[asked.connection]
+
+    async def _authorised(self, asked: Preface) -> tuple[Permit, dict[str, str]]:
+        """Decide by the certificate alone what the proxy has decided before. Raises DialRefused."""
+        where = {"connection": asked.connection, "source": asked.source}
+        now = self._now()
+        try:
+            certificate = x509.load_pem_x509_certificate(asked.certificate.encode())
+            identity = from_x509(certificate, self._directory.cas, now)
+            if identity.kind is not Kind.USER:
+                raise IdentityError("a host's certificate opens no database")
+        except (ValueError, IdentityError) as error:
+            await self._audit.emit("db.session.deny", **where, user="", database=asked.target, reason=str(error))
+            raise dial.DialRefused(dial.DENIED, f"certificate not accepted: {error}") from error
+        who = where | {
+            "user": str(identity),
+            "database": asked.target,
+            "protocol": self._resources[asked.target].spec.protocol,
+            "db_user": asked.user,
+            "db_name": asked.database,
+        }
+        action = DatabaseLogin(asked.user, asked.database)
+        resource = self._resources[asked.target]
+        decision = authorize(identity, resource, action, self._directory.roles, self._directory.locks, now)
+        if isinstance(decision, Denied):
+            _log.warning("session refused", **who, rule=decision.rule)
+            await self._audit.emit("db.session.deny", **who, reason=decision.reason, rule=decision.rule)
+            raise dial.DialRefused(dial.DENIED, decision.reason)
+        return decision, who
+
+    async def _cancel(self, asked: Preface, stream: Stream) -> None:
+        name, session = self._sessions.get(asked.connection, ("", None))
+        if session is None or name != asked.target or session.process_id != asked.process_id:
+            raise dial.DialRefused(dial.NOT_SERVED, "no such session")
+        if not hmac.compare_digest(session.secret, asked.secret):
+            raise dial.DialRefused(dial.NOT_SERVED, "no such session")
+        await dial.accept(stream)
+        try:
+            await self._engines[name].cancel(session)
+        except (Unreachable, AuthError, ConnectionError, TimeoutError) as error:
+            _log.warning("cancel failed", connection=asked.connection, database=name, reason=str(error))
+
+
+def _resource(database: model.Database, host_id: str) -> Database:
+    return Database(
+        metadata=Metadata(name=database.name, labels=dict(database.static_labels)),
+        spec=DatabaseSpec(protocol=database.protocol, host_id=host_id),
+    )
+
+
+def _engine(protocol: Description, database: model.Database, issuer: Issuer) -> Engine:
+    make: Callable[[model.Database, Issuer], Engine] = importlib.import_module(protocol.engine).ENGINE
+    return make(database, issuer)

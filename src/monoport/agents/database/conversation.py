@@ -1,0 +1,205 @@
+"""The audited relay between a user and a real server, for any database protocol.
+
+Belongs here: moving bytes, holding back what the audit log has not yet got, ending in an orderly way. What the bytes
+mean is the engine's.
+
+A statement goes to the server only when its event is durable: after a crash nothing has run that is not in the log.
+What arrived in one read is one batch; the spool commits the batches of all sessions together, and bytes without
+statements (COPY data above all) pass straight through.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Generic, TypeVar
+
+from monoport.net.stream import Stream
+
+T = TypeVar("T")
+
+TAIL = 16  # last bytes of the server's stream that are kept, for `quiet` to look at
+SETTLE = 2.0  # seconds within which a running statement ends after a cancel; a session must be over within 5
+SILENT = 0.25  # seconds of the server's silence after which its last message is taken to be whole
+
+
+class Violation(Exception):
+    """The client broke the protocol; nothing of what it sent last has reached the server."""
+
+
+class Unrecorded(Exception):
+    """The audit log did not take a statement; it has not reached the server."""
+
+
+class Conversation(Generic[T]):
+    """One session's bytes, both ways, until either side ends.
+
+    Args:
+        client, server: streams behind the opening; this owns neither.
+        inspect: reads the client's bytes as they pass and returns what they do; raises ValueError on a violation.
+        record: makes the actions durable, in order.
+    """
+
+    def __init__(
+        self,
+        client: Stream,
+        server: Stream,
+        inspect: Callable[[bytes | memoryview], Sequence[T]],
+        record: Callable[[Sequence[T]], Awaitable[None]],
+    ) -> None:
+        self._client = client
+        self._server = server
+        self._inspect = inspect
+        self._record = record
+        self._news = asyncio.Event()  # something for run() to do
+        self._held: list[bytes] = []  # the client's bytes that wait for the audit log
+        self._actions: list[T] = []  # what they do
+        self._client_ended = False
+        self._over = False
+        self._error: Exception | None = None
+        self._ending = ""
+        self.tail = b""  # the server's last bytes, at most TAIL
+        self.heard = False  # the server has said something since this was last set to False
+
+    async def run(self) -> str:
+        """Move bytes until the server or the client is gone, and return why the session was told to end, or "".
+
+        Raises Violation, Unrecorded, ConnectionError.
+        """
+        self._client.start(_Client(self))
+        self._server.start(_Server(self))
+        while not self._over and not self._ending:
+            await self._news.wait()
+            self._news.clear()
+            await self._pass_held()
+            if self._client_ended and not self._held:
+                self._server.send_eof()
+        if self._error is not None:
+            raise self._error
+        return self._ending if not self._over else ""
+
+    def end(self, reason: str) -> None:
+        """Stop listening to the client; `run` returns `reason`."""
+        self._ending = reason
+        self._client.pause_reading()
+        self._news.set()
+
+    async def settle(self, quiet: Callable[[bytes], bool]) -> bool:
+        """Wait until the server's last message is whole, bounded by SETTLE, and return whether it is.
+
+        Args:
+            quiet: tells from the stream's last bytes that the server waits for its client.
+        """
+        try:
+            async with asyncio.timeout(SETTLE):
+                while not self._over and not quiet(self.tail):
+                    self.heard = False
+                    self._news.clear()
+                    try:
+                        async with asyncio.timeout(SILENT):
+                            await self._news.wait()
+                    except TimeoutError:
+                        if not self.heard:
+                            return True
+        except TimeoutError:
+            return False
+        return not self._over
+
+    async def _pass_held(self) -> None:
+        """Record what waits, then let it go on to the server; more may come meanwhile."""
+        while self._held and not self._over and not self._ending:
+            held, self._held = self._held, [b""]  # not empty: what comes while we wait has to queue behind this
+            actions, self._actions = self._actions, []
+            try:
+                await self._record(actions)
+            except Exception as error:
+                raise Unrecorded(str(error)) from error
+            full = not self._server.send(b"".join(held))
+            del self._held[0]
+            if not self._held and not full and not self._ending:
+                self._client.resume_reading()
+
+    # from the two sides
+
+    def from_client(self, data: bytes | memoryview) -> None:
+        """Bytes of the client: straight on unless they, or others before them, wait for the audit log."""
+        if self._over or self._ending:
+            return
+        try:
+            actions = self._inspect(data)
+        except ValueError as error:
+            self.finish(Violation(str(error)))
+            return
+        if actions or self._held:
+            self._held.append(bytes(data))
+            self._actions.extend(actions)
+            self._client.pause_reading()
+            self._news.set()
+        elif not self._server.send(data):
+            self._client.pause_reading()
+
+    def from_server(self, data: bytes | memoryview) -> None:
+        """Bytes of the server, on to the client as they are."""
+        self.heard = True
+        self.tail = bytes(data[-TAIL:]) if len(data) >= TAIL else (self.tail + bytes(data))[-TAIL:]
+        if not self._client.send(data):
+            self._server.pause_reading()
+        if self._ending:
+            self._news.set()
+
+    def client_ended(self) -> None:
+        """The client has sent everything."""
+        self._client_ended = True
+        self._news.set()
+
+    def client_has_room(self) -> None:
+        """The client takes more of what the server says."""
+        self._server.resume_reading()
+
+    def server_has_room(self) -> None:
+        """The server takes more of what the client says."""
+        if not self._held and not self._ending:
+            self._client.resume_reading()
+
+    def finish(self, error: Exception | None) -> None:
+        """One side is gone, or must be."""
+        if not self._over:
+            self._over = True
+            self._error = error
+        self._news.set()
+
+
+class _Client(Generic[T]):
+    __slots__ = ("_owner",)
+
+    def __init__(self, owner: Conversation[T]) -> None:
+        self._owner = owner
+
+    def data_received(self, data: bytes | memoryview) -> None:
+        self._owner.from_client(data)
+
+    def eof_received(self) -> None:
+        self._owner.client_ended()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._owner.finish(error)
+
+    def resume_writing(self) -> None:
+        self._owner.client_has_room()
+
+
+class _Server(Generic[T]):
+    __slots__ = ("_owner",)
+
+    def __init__(self, owner: Conversation[T]) -> None:
+        self._owner = owner
+
+    def data_received(self, data: bytes | memoryview) -> None:
+        self._owner.from_server(data)
+
+    def eof_received(self) -> None:
+        self._owner.finish(None)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._owner.finish(error)
+
+    def resume_writing(self) -> None:
+        self._owner.server_has_room()

@@ -1,0 +1,70 @@
+"""The shape of an engine: what speaks one database protocol to a real server on behalf of a user.
+
+Belongs here: the values between the agent and its engines. An engine is `agents/database/<protocol>.py` with a
+constant ENGINE, a callable that makes one for a registered database; it is found by its description's `engine`.
+"""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from monoport.agents.database.certificates import Issuer
+from monoport.config.model import Database
+from monoport.errors import Failure
+from monoport.net.stream import Stream
+
+Record = Callable[..., Awaitable[None]]  # record(type, **fields): returns when the event is durable
+
+
+class Unreachable(Failure):
+    """The real server cannot be used; text and `hint` are for the user, `detail` for the agent's log."""
+
+    def __init__(self, reason: str, detail: str = "", hint: str = "") -> None:
+        super().__init__(reason)
+        self.detail = detail or reason
+        self.hint = hint
+
+
+@dataclass(slots=True)
+class Session:
+    """One user's session on one database, as the agent has authorised it.
+
+    Args:
+        connection: the connection's id, from the local proxy to the audit log.
+        user, database: at the real server.
+        certificate: the user's verified certificate, PEM.
+        process_id, secret: the cancel key that the proxy gives to the client.
+        record: takes audit events; the fields that every event has are filled in.
+    """
+
+    connection: str
+    user: str
+    database: str
+    certificate: str = field(repr=False)
+    process_id: int
+    secret: bytes = field(repr=False)
+    record: Record
+    on_end: Callable[[str], None] | None = None  # set by the engine while it can be told to end
+    ended: str = ""  # why the session must end, once it must
+    upstream_key: Any = None  # what the real server wants to see in a cancel request; the engine's own
+
+    def end(self, reason: str) -> None:
+        """End the session soon: its certificate expired, its user was locked, the agent stops."""
+        self.ended = self.ended or reason
+        if self.on_end is not None:
+            self.on_end(self.ended)
+
+
+class Engine(Protocol):
+    """Speaks one protocol to one registered database."""
+
+    def __init__(self, database: Database, issuer: Issuer) -> None: ...
+
+    async def serve(self, session: Session, client: Stream) -> None:
+        """Run `session` to its end; every failure is told to the client in its protocol."""
+
+    async def cancel(self, session: Session) -> None:
+        """Cancel what `session` runs at the real server. Raises Unreachable."""
+
+    async def probe(self) -> None:
+        """Return if the real server answers. Raises Unreachable."""

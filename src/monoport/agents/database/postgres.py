@@ -1,0 +1,345 @@
+"""The engine for PostgreSQL: from the user's start-up message to a real server that knows users by certificate.
+
+Belongs here: connecting, TLS, the opening, cancelling, and which audit events PostgreSQL's messages make. The bytes of
+messages live in `wire/postgres`, the audited relay in `conversation`.
+"""
+
+import asyncio
+import ssl
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, assert_never
+
+import structlog
+
+from monoport.agents.database.certificates import Issuer, Shown
+from monoport.agents.database.conversation import Conversation, Unrecorded, Violation
+from monoport.agents.database.engine import Session, Unreachable
+from monoport.auth.client import AuthError
+from monoport.auth.keys import load_chain
+from monoport.config.model import Database
+from monoport.net import sockets
+from monoport.net.stream import Stream
+from monoport.net.tls import connect_tls
+from monoport.wire.front import Why
+from monoport.wire.postgres.backend import AuthenticationDemanded, Backend
+from monoport.wire.postgres.front import ALPN, SQLSTATES, refusal
+from monoport.wire.postgres.messages import (
+    MAX_MINOR,
+    MAX_STARTUP,
+    SSL_REQUEST,
+    TLS_ACCEPTED,
+    CancelRequest,
+    ProtocolError,
+    StartupMessage,
+    error_response,
+    parse_opening,
+)
+from monoport.wire.postgres.statements import (
+    Action,
+    Call,
+    CopyIn,
+    Prepare,
+    Query,
+    Run,
+    Statement,
+    Statements,
+    Terminate,
+)
+
+PORT = 5432
+CONNECT = 10.0  # seconds for TCP and TLS to the real server
+OPENING = 30.0  # seconds until the real server is ready: authentication hooks and start-up scripts may be slow
+STARTUP = 10.0  # seconds for the user's start-up message, which the proxy has already read
+
+# What a user may set at start-up: settings that every session may change by SET as well, as drivers do.
+PARAMETERS = frozenset(
+    {
+        "application_name",
+        "bytea_output",
+        "client_encoding",
+        "client_min_messages",
+        "datestyle",
+        "default_transaction_deferrable",
+        "default_transaction_isolation",
+        "default_transaction_read_only",
+        "extra_float_digits",
+        "fallback_application_name",
+        "geqo",
+        "idle_in_transaction_session_timeout",
+        "idle_session_timeout",
+        "intervalstyle",
+        "jit",
+        "lock_timeout",
+        "options",
+        "plan_cache_mode",
+        "search_path",
+        "standard_conforming_strings",
+        "statement_timeout",
+        "synchronous_commit",
+        "tcp_user_timeout",
+        "timezone",
+        "transaction_timeout",
+        "work_mem",
+    }
+)
+_HANDLED = frozenset({"user", "database", "replication"})  # set by the session itself, or refused by the front
+
+_log = structlog.get_logger()
+
+
+class Postgres:
+    """Speaks PostgreSQL to one registered database.
+
+    Args:
+        database: as configured.
+        issuer: client certificates, and the CAs of database servers.
+    """
+
+    def __init__(self, database: Database, issuer: Issuer) -> None:
+        self._database = database
+        self._issuer = issuer
+        self._contexts: dict[str, tuple[Shown | None, tuple[str, ...], ssl.SSLContext]] = {}  # by database user
+
+    async def serve(self, session: Session, client: Stream) -> None:
+        """Run one session to its end; whatever fails is told to the client as an ErrorResponse."""
+        log = _log.bind(connection=session.connection, database=self._database.name)
+        try:
+            async with asyncio.timeout(STARTUP):
+                startup = await _read_startup(client)
+            upstream, dropped = _upstream_startup(startup, session)
+            async with self._connected(session) as server:
+                backend = Backend(session.process_id, session.secret, startup.minor, dropped)
+                async with asyncio.timeout(OPENING):
+                    if not await self._opening(server, upstream, backend, client):
+                        return  # the server has said why, and the client has read it
+                session.upstream_key = backend.key
+                await self._converse(session, client, server)
+        except ProtocolError as error:
+            log.info("session refused", reason=str(error))
+            await client.write(refusal(Why.PROTOCOL, str(error)))
+        except Unreachable as error:
+            log.warning("database cannot be used", reason=error.detail)
+            await client.write(error_response("FATAL", SQLSTATES[Why.OFFLINE], str(error), hint=error.hint))
+        except AuthError as error:
+            log.warning("no client certificate", reason=str(error))
+            await client.write(refusal(Why.DENIED, f'no certificate for database user "{session.user}": {error}'))
+        except TimeoutError:
+            log.warning("database is slow", seconds=OPENING)
+            await client.write(refusal(Why.OFFLINE, f'database "{self._database.name}" did not answer in time'))
+
+    async def cancel(self, session: Session) -> None:
+        """Send the real server a cancel request for what `session` runs. Raises Unreachable.
+
+        Over TLS, as PostgreSQL 17 does; the server closes the connection when it has passed the request on.
+        """
+        if session.upstream_key is None:
+            return  # not started, or a server that gives out no keys
+        request: CancelRequest = session.upstream_key
+        async with self._connected(session) as server:
+            await server.write(request.encode())
+            async with asyncio.timeout(CONNECT):
+                await server.read()
+
+    async def probe(self) -> None:
+        """Return if the real server answers SSLRequest with TLS that verifies. Raises Unreachable."""
+        raw = await self._dial()
+        stream = await self._secure(raw, self._context("", None))
+        stream.close()
+
+    # the real server
+
+    @asynccontextmanager
+    async def _connected(self, session: Session) -> AsyncIterator[Stream]:
+        """A connection to the real server that shows a certificate of the session's database user."""
+        shown = await self._issuer.client_certificate(
+            session.user, certificate=session.certificate, name=self._database.name, database=session.database
+        )
+        raw = await self._dial()
+        stream = await self._secure(raw, self._context(session.user, shown))
+        try:
+            yield stream
+        finally:
+            stream.close()
+
+    async def _dial(self) -> Stream:
+        uri = self._database.uri
+        try:
+            return await sockets.connect(uri.host, uri.port or PORT, CONNECT)
+        except ConnectionError as error:
+            raise self._unreachable("is down or cannot be reached from its agent", str(error)) from error
+
+    async def _secure(self, raw: Stream, context: ssl.SSLContext) -> Stream:
+        tls = self._database.tls
+        try:
+            async with asyncio.timeout(CONNECT):
+                await raw.write(SSL_REQUEST)
+                answer = await raw.read_exactly(1)
+                if answer != TLS_ACCEPTED:
+                    raise self._unreachable("does not offer TLS: set ssl = on in its postgresql.conf")
+                return await connect_tls(raw, context, server_hostname=tls.server_name or self._database.uri.host)
+        except TimeoutError as error:
+            raw.abort()
+            raise self._unreachable(f"did not start TLS within {CONNECT:g} s") from error
+        except ConnectionError as error:
+            raw.abort()
+            raise self._unreachable("cannot be reached over TLS", str(error)) from error
+        except BaseException:
+            raw.abort()
+            raise
+
+    def _context(self, user: str, shown: Shown | None) -> ssl.SSLContext:
+        """The TLS context for one database user, made anew when certificate or CAs have changed."""
+        authorities = self._authorities()
+        kept = self._contexts.get(user)
+        if kept is not None and kept[0] is shown and kept[1] == authorities:
+            return kept[2]
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        context.set_alpn_protocols([ALPN])
+        mode = self._database.tls.mode
+        context.check_hostname = mode == "verify-full"
+        context.verify_mode = ssl.CERT_NONE if mode == "insecure" else ssl.CERT_REQUIRED
+        if authorities:
+            context.load_verify_locations(cadata="\n".join(authorities))
+        if shown is not None:
+            load_chain(context, shown.certificate, shown.key)
+            if len(self._contexts) >= 1024:  # as many users as certificates are kept for
+                self._contexts.pop(next(iter(self._contexts)))
+            self._contexts[user] = (shown, authorities, context)
+        return context
+
+    def _authorities(self) -> tuple[str, ...]:
+        file = self._database.tls.ca_cert_file
+        if file is None:
+            return self._issuer.authorities
+        try:
+            return (file.read_text(encoding="ascii"),)
+        except (OSError, ValueError) as error:
+            raise self._unreachable("cannot be verified: its CA file cannot be read", str(error)) from error
+
+    def _unreachable(self, what: str, detail: str = "", hint: str = "") -> Unreachable:
+        return Unreachable(f'database "{self._database.name}" {what}', f"{what}: {detail}" if detail else what, hint)
+
+    # a session
+
+    async def _opening(self, server: Stream, startup: StartupMessage, backend: Backend, client: Stream) -> bool:
+        """Bring the server to its first ReadyForQuery; False if it refused, in words that the client has got."""
+        await server.write(startup.encode())
+        while not backend.ready:
+            data = await server.read()
+            if not data:
+                return False
+            try:
+                await client.write(backend.receive(data))
+            except AuthenticationDemanded as error:
+                raise self._unreachable(
+                    f"asks for {error.method} authentication, but its agent brings a certificate",
+                    hint="In the server's pg_hba.conf, put this line before all others: hostssl all all all cert",
+                ) from error
+        return True
+
+    async def _converse(self, session: Session, client: Stream, server: Stream) -> None:
+        statements = Statements()
+
+        async def record(actions: Sequence[Action]) -> None:
+            for action in actions:
+                if (event := audited(action)) is not None:
+                    kind, fields = event
+                    await session.record(kind, **fields)
+
+        conversation = Conversation(client, server, statements.receive, record)
+        session.on_end = conversation.end
+        if session.ended:
+            conversation.end(session.ended)
+        try:
+            reason = await conversation.run()
+            if not reason:
+                return
+            await self._interrupt(session, conversation)
+            if await conversation.settle(_waits):
+                client.send(refusal(Why.ENDED, f"session ended: {reason}"))
+        except Violation as error:
+            _log.info("session ended", connection=session.connection, reason=str(error))
+            if _waits(conversation.tail):
+                client.send(refusal(Why.PROTOCOL, str(error)))
+        except Unrecorded as error:
+            _log.error("session ended: audit log", connection=session.connection, reason=str(error))
+            client.send(refusal(Why.INTERNAL, "session ended: the statement could not be recorded"))
+        finally:
+            session.on_end = None
+
+    async def _interrupt(self, session: Session, conversation: Conversation[Action]) -> None:
+        """Cancel what runs, so that the end can be told at the end of a message."""
+        if _waits(conversation.tail):
+            return
+        try:
+            await self.cancel(session)
+        except (Unreachable, AuthError, ConnectionError, TimeoutError) as error:
+            _log.info("no cancel at the session's end", connection=session.connection, reason=str(error))
+
+
+ENGINE = Postgres
+
+
+def audited(action: Action) -> tuple[str, dict[str, Any]] | None:
+    """Return the audit event's type and fields for what a client does, None for what leaves no trace."""
+    match action:
+        case Query(statement):
+            return "db.query", _shown(statement)
+        case Prepare(name, statement):
+            return "db.prepare", {"prepared": name, **_shown(statement)}
+        case Run(candidates, name, portal, parameters):
+            fields: dict[str, Any] = {"prepared": name, "portal": portal, "parameters": parameters}
+            if len(candidates) > 1:
+                fields["or"] = [_shown(one) for one in candidates[1:]]
+            return "db.query", {**(_shown(candidates[0]) if candidates else {"statement": None}), **fields}
+        case Call(function):
+            return "db.query", {"statement": None, "function": function}
+        case CopyIn():
+            return "db.copy", {"direction": "in"}
+        case Terminate():
+            return None
+        case _:
+            assert_never(action)
+
+
+def _shown(statement: Statement) -> dict[str, Any]:
+    if statement.shortened:
+        return {"statement": statement.text, "length": statement.length, "shortened": True}
+    return {"statement": statement.text}
+
+
+def _waits(tail: bytes) -> bool:
+    """Whether the server's last message is ReadyForQuery."""
+    return tail[-6:-1] == b"Z\0\0\0\5" and tail[-1:] in (b"I", b"T", b"E")
+
+
+async def _read_startup(client: Stream) -> StartupMessage:
+    data = b""
+    while (parsed := parse_opening(data)) is None:
+        more = await client.read(MAX_STARTUP - len(data))
+        if not more:
+            raise ProtocolError("the stream ended before its start-up message")
+        data += more
+    packet, size = parsed
+    if not isinstance(packet, StartupMessage):
+        raise ProtocolError("the stream does not begin with a start-up message")
+    client.unread(data[size:])
+    return packet
+
+
+def _upstream_startup(startup: StartupMessage, session: Session) -> tuple[StartupMessage, list[str]]:
+    """Return what the real server is told, and the names of protocol options that it is not. Raises ProtocolError."""
+    if (startup.user, startup.database) != (session.user, session.database):
+        raise ProtocolError("the start-up message names another user or database than the session")
+    parameters = {"user": session.user, "database": session.database}
+    dropped = []
+    for name, value in startup.parameters.items():
+        if name.startswith("_pq_."):
+            dropped.append(name)
+        elif name.lower() in PARAMETERS:
+            parameters[name] = value
+        elif name not in _HANDLED:
+            raise ProtocolError(f'parameter "{name}" cannot be set at start-up: use SET')
+    return StartupMessage(min(startup.minor, MAX_MINOR), parameters), dropped

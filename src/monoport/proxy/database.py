@@ -1,0 +1,315 @@
+"""The handler of database connections, the same for every protocol: opening, identity, permit, dial, relay.
+
+Belongs here: what the proxy decides and in which order. How a protocol opens and refuses lives in its Front
+(`wire/<protocol>`); finding the agent in `tunnel`; what the user runs in the agent.
+"""
+
+import asyncio
+import ssl
+from collections.abc import Callable, Iterable, Mapping
+from datetime import UTC, datetime
+from typing import Protocol, assert_never
+
+import structlog
+
+from monoport import protocols
+from monoport.access.claims import Destination, Identity
+from monoport.access.decide import DatabaseLogin, Denied, Permit, authorize
+from monoport.access.resources import Database, Lock, Role
+from monoport.audit.log import Log
+from monoport.errors import Failure
+from monoport.net.relay import relay
+from monoport.net.stream import Stream
+from monoport.net.tls import serve_tls
+from monoport.protocols.description import Description
+from monoport.proxy.cancels import Cancels, Live
+from monoport.proxy.connection import Connection
+from monoport.proxy.contexts import Contexts
+from monoport.routing.outcome import Ask, Show, Tls, Trust
+from monoport.tunnel.dial import DENIED, DialError
+from monoport.tunnel.preface import Kind, Preface
+from monoport.wire.front import Cancel, Closed, Front, Login, Secured, Send, StartTls, Why
+
+OPENING = 10.0  # seconds from the handler's start to the login, in-protocol TLS included
+CANCEL = 10.0  # seconds that a cancel may take through the tunnel and to the real server
+OPENING_READ = 4096  # bytes of one read before the login
+
+_log = structlog.get_logger()
+
+
+class Directory(Protocol):
+    """What the handler needs to know of the cluster; `auth.cache.Cache` is one."""
+
+    @property
+    def roles(self) -> Mapping[str, Role]: ...
+
+    @property
+    def locks(self) -> Iterable[Lock]: ...
+
+    def databases(self) -> Iterable[Database]: ...
+
+
+class Dialer(Protocol):
+    """Who opens a stream to the agent of a permit's resource; `tunnel.proxy.Tunnels` is one."""
+
+    async def dial(self, permit: Permit, preface: Preface) -> Stream: ...
+
+
+class Refused(Exception):
+    """The session does not come about: `why` and `reason` are for the client, `rule` for log and audit."""
+
+    def __init__(self, why: Why, reason: str, rule: str = "") -> None:
+        super().__init__(reason)
+        self.why = why
+        self.rule = rule or why.value
+
+
+class Databases:
+    """Serves connections that routing sent to a database, on one proxy.
+
+    Args:
+        contexts: TLS contexts for in-protocol TLS.
+        tunnels: opens streams to agents.
+        directory: roles, locks and databases of the cluster.
+        audit: where sessions and refusals are recorded.
+        table: the protocols served.
+        now: the time in UTC.
+    """
+
+    def __init__(
+        self,
+        contexts: Contexts,
+        tunnels: Dialer,
+        directory: Directory,
+        audit: Log,
+        *,
+        table: Mapping[str, Description] = protocols.TABLE,
+        cancels: Cancels | None = None,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self._contexts = contexts
+        self._tunnels = tunnels
+        self._directory = directory
+        self._audit = audit
+        self._table = table
+        self._cancels = cancels or Cancels()
+        self._now = now
+
+    async def serve(self, connection: Connection) -> None:
+        """Serve one connection to its end."""
+        log = _log.bind(connection=connection.id, source=_source(connection))
+        protocol = self._protocol(connection)
+        if protocol is None:
+            log.info("database connection closed", reason="no protocol: neither route nor certificate names one")
+            return
+        front = protocol.front()
+        try:
+            async with asyncio.timeout(OPENING):
+                opened = await self._open(connection, front)
+        except TimeoutError:
+            log.info("database connection closed", reason=f"no login within {OPENING:g} s")
+            return
+        except (ConnectionError, ssl.SSLError, Failure) as error:
+            log.info("database connection closed", reason=str(error))
+            return
+        match opened:
+            case Closed(reason, send):
+                log.info("database connection closed", protocol=protocol.name, reason=reason)
+                if send:
+                    await connection.stream.write(send)
+            case Cancel():
+                await self._cancel(connection, opened)
+            case Login():
+                await self._login(connection, front, protocol, opened)
+            case _:
+                assert_never(opened)
+
+    def _protocol(self, connection: Connection) -> Description | None:
+        """The protocol that the route names, else that of the database which SNI or certificate names."""
+        route = connection.route
+        name = route.protocol if route is not None else None
+        if name is None:
+            destination = _destination(connection.identity)
+            name = destination.protocol if destination is not None else ""
+            if not name and route is not None and route.target:
+                name = next((one.spec.protocol for one in self._named(route.target)), "")
+        return self._table.get(name)
+
+    async def _open(self, connection: Connection, front: Front) -> Login | Cancel | Closed:
+        """Take the client through the protocol's opening; in-protocol TLS brings the identity if nothing has yet."""
+        if connection.identity is not None:
+            secured = Secured.CERTIFIED
+        else:
+            secured = Secured.ANONYMOUS if connection.route is not None and connection.route.tls else Secured.PLAIN
+        step = front.begin(secured)
+        while True:
+            match step:
+                case None:
+                    data = await connection.stream.read(OPENING_READ)
+                    if not data:
+                        return Closed("the client left before its login")
+                    step = front.receive(data)
+                case Send(data):
+                    await connection.stream.write(data)
+                    step = front.receive(b"")
+                case StartTls(reply, alpn):
+                    await connection.stream.write(reply)
+                    tls = Tls(show=Show.CLUSTER, ask=Ask.REQUIRED, trust=Trust.USER, alpn=alpn, tls12=True)
+                    inner = await serve_tls(connection.stream, self._contexts.context(tls))
+                    connection.stream = inner
+                    certificate = inner.peer_certificate
+                    if certificate is None:
+                        return Closed("no client certificate in TLS")
+                    connection.identify(certificate)
+                    step = front.begin(Secured.CERTIFIED)
+                case Login() | Cancel() | Closed():
+                    return step
+                case _:
+                    assert_never(step)
+
+    async def _login(self, connection: Connection, front: Front, protocol: Description, login: Login) -> None:
+        identity = connection.identity
+        assert identity is not None, "fronts let nobody log in without a certificate"
+        who = {"connection": connection.id, "user": str(identity), "source": _source(connection)}
+        try:
+            name, action = wanted(identity, connection, protocol, login)
+            who |= {"database": name, "protocol": protocol.name, "db_user": action.user, "db_name": action.database}
+            with self._cancels.open(connection.id, login.secret_bytes) as live:
+                permit, server = await self._dial(connection, protocol, name, action, live)
+                async with server:
+                    live.permit = permit
+                    await self._session(connection, server, login, who | {"rule": permit.rule})
+        except Refused as refused:
+            _log.info("database session refused", **who, reason=str(refused), rule=refused.rule)
+            await self._audit.emit("db.session.deny", **who, reason=str(refused), rule=refused.rule)
+            await connection.stream.write(front.refuse(refused.why, str(refused)))
+
+    async def _session(self, connection: Connection, server: Stream, login: Login, who: Mapping[str, str]) -> None:
+        """Record and relay one session to its end."""
+        started = self._now()
+        # Before a byte goes on: a session that cannot be recorded does not take place.
+        await self._audit.emit("db.session.start", **who)
+        error = ""
+        try:
+            await server.write(login.forward)
+            await relay(connection.stream, server, meter=connection.meter)
+        except ConnectionError as lost:
+            error = str(lost)
+        finally:
+            await self._audit.emit(
+                "db.session.end",
+                **who,
+                error=error,
+                seconds=round((self._now() - started).total_seconds(), 3),
+                bytes_in=connection.meter.bytes_in,
+                bytes_out=connection.meter.bytes_out,
+            )
+
+    async def _dial(
+        self, connection: Connection, protocol: Description, name: str, action: DatabaseLogin, live: Live
+    ) -> tuple[Permit, Stream]:
+        """Open a stream to an agent of the database: the first that answers of those the user may reach."""
+        identity = connection.identity
+        assert identity is not None
+        refused = Refused(Why.UNKNOWN, f'database "{name}" is not known here')
+        for resource in self._named(name):
+            if resource.spec.protocol != protocol.name:
+                refused = Refused(Why.UNKNOWN, f'database "{name}" does not speak {protocol.title}')
+                continue
+            decision = authorize(identity, resource, action, self._directory.roles, self._directory.locks, self._now())
+            if isinstance(decision, Denied):
+                refused = Refused(Why.DENIED, decision.reason, decision.rule)
+                continue
+            preface = Preface(
+                connection=connection.id,
+                kind=Kind.DATABASE,
+                target=name,
+                certificate=ssl.DER_cert_to_PEM_cert(connection.certificate or b""),
+                source=_source(connection),
+                user=action.user,
+                database=action.database,
+                process_id=live.key.process_id,
+                secret=live.key.secret,
+            )
+            try:
+                return decision, await self._tunnels.dial(decision, preface)
+            except DialError as error:
+                if error.code == DENIED:
+                    raise Refused(Why.DENIED, str(error), "the agent's own decision") from error
+                refused = Refused(Why.OFFLINE, str(error))
+        raise refused
+
+    async def _cancel(self, connection: Connection, request: Cancel) -> None:
+        """Pass a cancel on to the agent that runs the session; whatever happens, the client sees a close."""
+        log = _log.bind(connection=connection.id, source=_source(connection))
+        host = connection.source[0]
+        live = self._cancels.find(request.process_id, request.secret, host)
+        if live is None or live.permit is None:
+            log.info("cancel ignored", reason="no session has this key")
+            return
+        preface = Preface(
+            connection=live.connection,
+            kind=Kind.CANCEL,
+            target=live.permit.name,
+            source=_source(connection),
+            process_id=live.key.process_id,
+            secret=live.key.secret,
+        )
+        try:
+            async with asyncio.timeout(CANCEL), await self._tunnels.dial(live.permit, preface) as agent:
+                await agent.read()  # the agent closes when the real server has taken the cancel
+        except (DialError, ConnectionError, TimeoutError) as error:
+            log.info("cancel failed", session=live.connection, reason=str(error))
+            return
+        log.info("cancel passed on", session=live.connection)
+
+    def _named(self, name: str) -> list[Database]:
+        return [one for one in self._directory.databases() if one.name == name]
+
+
+def wanted(
+    identity: Identity, connection: Connection, protocol: Description, login: Login
+) -> tuple[str, DatabaseLogin]:
+    """Return the database that certificate, SNI and start-up message agree on, and the login there. Raises Refused."""
+    destination = _destination(identity)
+    target = connection.route.target if connection.route is not None else None
+    if identity.destination is not None and destination is None:
+        raise Refused(Why.DENIED, "this certificate is not for databases", "certificate's destination")
+    if destination is None:
+        if not target:
+            raise Refused(Why.UNKNOWN, "this certificate names no database: use tsh db login", "no destination")
+        return target, _action(protocol, login.user, login.database)
+    if target and target != destination.name:
+        reason = f'this certificate is for database "{destination.name}", not for "{target}"'
+        raise Refused(Why.DENIED, reason, "certificate's destination")
+    if destination.protocol not in ("", protocol.name):
+        reason = f'database "{destination.name}" does not speak {protocol.title}'
+        raise Refused(Why.DENIED, reason, "certificate's destination")
+    for what, allowed, asked in (
+        ("user", destination.user, login.user),
+        ("database", destination.database, login.database),
+    ):
+        if allowed and asked and allowed != asked:
+            reason = f'{what} "{asked}" of "{destination.name}" denied: this certificate is for {what} "{allowed}"'
+            raise Refused(Why.DENIED, reason, "certificate's destination")
+    return destination.name, _action(protocol, login.user or destination.user, login.database or destination.database)
+
+
+def _action(protocol: Description, user: str, database: str) -> DatabaseLogin:
+    if protocol.needs_user and not user:
+        raise Refused(Why.DENIED, "neither certificate nor start-up message names a database user", "no user")
+    if protocol.needs_database and not database:
+        raise Refused(Why.DENIED, "neither certificate nor start-up message names a database", "no database")
+    return DatabaseLogin(user, database)
+
+
+def _destination(identity: Identity | None) -> Destination | None:
+    """The database that a certificate was narrowed to, if it was to one."""
+    if identity is None or identity.destination is None or identity.destination.kind != "db":
+        return None
+    return identity.destination
+
+
+def _source(connection: Connection) -> str:
+    host, port = connection.source[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
