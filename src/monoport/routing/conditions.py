@@ -50,7 +50,7 @@ class Named:
         return Hit(0, alpn, self.hosts[hello.server_name])
 
     def __str__(self) -> str:
-        return f"SNI {_list(self.hosts)}, " + ("ALPN h2, http/1.1 or none" if self.http else "whatever the ALPN")
+        return f"SNI {_list(self.hosts) or '(none configured)'}, " + ("ALPN h2, http/1.1 or none" if self.http else "whatever the ALPN")
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +172,7 @@ class Begins:
         return None if partial else "the first bytes are others"
 
     def __str__(self) -> str:
-        return "or ".join(_octets(signature) for signature in self.signatures)
+        return " or ".join(_octets(signature) for signature in self.signatures)
 
 
 @dataclass(frozen=True, slots=True)

@@ -66,14 +66,14 @@ class DatabaseRule:
     greets: bool = False
 
 
-def check_protocols(protocols: Sequence[DatabaseRule], cluster: str) -> None:
+def check_protocols(protocols: Sequence[DatabaseRule], clusters: tuple[str, ...]) -> None:
     """Reject protocols that could not be told apart from each other or from routing's own rows.
 
     Raises:
         TableError: a name, an ALPN name or silence is claimed twice, or a claim is impossible.
     """
     seen: set[str] = set()
-    own = (*names.SSH_ALPN, *names.TUNNEL_ALPN, *names.auth_protocols(cluster))
+    own = (*names.SSH_ALPN, *names.TUNNEL_ALPN, *_auth_protocols(clusters))
     owners = dict.fromkeys(own, "routing") | dict.fromkeys(names.HTTP_ALPN, "the web")
     greeting = ""
     for protocol in protocols:
@@ -93,7 +93,7 @@ def check_protocols(protocols: Sequence[DatabaseRule], cluster: str) -> None:
 
 def rows(
     publics: tuple[str, ...],
-    cluster: str,
+    clusters: tuple[str, ...],
     served: frozenset[Kind],
     *,
     protocols: Sequence[DatabaseRule],
@@ -103,7 +103,8 @@ def rows(
     """Every rule, in order.
 
     Args:
-        publics: canonical public hosts. cluster: canonical cluster name. applications: name by canonical host.
+        publics: canonical public hosts. clusters: the own cluster's name as configured, then as a canonical host name
+            where that differs. applications: name by canonical host.
         fallback: host[:port] for redirects. served, protocols: as for table.build().
     """
     domains = frozenset(map(names.databases, publics))
@@ -115,7 +116,7 @@ def rows(
             "proxy-header", "PROXY header", _PROXY_HEADERS, _NOWHERE, "a PROXY header from this source", served=False
         ),
         *_by_name(publics, served),
-        *_by_protocol(cluster, served),
+        *_by_protocol(clusters, served),
         *(rule for protocol in protocols for rule in _private(protocol, domains, database)),
         *_reserved(),
         *_ordinary(served, protocols, applications, domains, reserved),
@@ -173,7 +174,11 @@ def _offers(name: str, when: Offers, go: Go, to: str, served: bool) -> Rule:
     return Rule(name, _HELLO, ClientHello, when, go, to, Rank.PRIVATE if served else Rank.RESERVED, served=served)
 
 
-def _by_protocol(cluster: str, served: frozenset[Kind]) -> Iterator[Rule]:
+def _auth_protocols(clusters: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(protocol for cluster in clusters for protocol in names.auth_protocols(cluster))
+
+
+def _by_protocol(clusters: tuple[str, ...], served: frozenset[Kind]) -> Iterator[Rule]:
     """Rows of routing's own private ALPN names."""
     for name, alpn, kind, to in (
         ("ssh", names.SSH_ALPN, Kind.SSH, "SSH proxy"),
@@ -181,7 +186,7 @@ def _by_protocol(cluster: str, served: frozenset[Kind]) -> Iterator[Rule]:
     ):
         go = Go(kind, _tls(Show.CLUSTER, Ask.NONE, Trust.NONE, alpn))
         yield _offers(name, Offers(alpn), go, to, kind in served)
-    when = Offers(names.auth_protocols(cluster), target=cluster)
+    when = Offers(_auth_protocols(clusters), target=clusters[0])
     yield _offers("auth", when, Go(Kind.AUTH, None, passthrough=True), "auth service", Kind.AUTH in served)
 
 
@@ -261,7 +266,7 @@ def _openings(protocol: DatabaseRule, database: bool) -> Iterator[Rule]:
     start, again = frozenset({""}), frozenset({"", name + DECLINED})
 
     def opening(kind: str, begins: Signature, then: Go | Refuse | Reply, to: str, said: frozenset[str]) -> Rule:
-        first = f"{kind} of {name}"
+        first = f"{kind.partition('-')[0]} of {name}"
         return Rule(f"{name}-{kind}", first, bytes, Begins((begins,)), then, to, Rank.FIRST, said, database)
 
     if protocol.starttls:

@@ -38,7 +38,7 @@ class State:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """The whole table. publics: canonical public hosts, the first leads. rules: every row in order, indexed by states."""
+    """The whole table. publics: canonical public hosts, the first leads. rules: every row, indexed by states."""
 
     publics: tuple[str, ...]
     cluster: str
@@ -58,7 +58,7 @@ def build(
 
     Args:
         public_addrs: host or host:port of every public address; the first is what redirects fall back to.
-        cluster: name of the proxy's own cluster.
+        cluster: name of the proxy's own cluster, a host name; ALPN may spell it so or in its canonical form.
         served: the kinds that have a handler; rows of the others refuse.
         protocols: the database protocols that are served.
         applications: name of an application by its public host name.
@@ -70,13 +70,13 @@ def build(
     try:
         publics = tuple(dict.fromkeys(host(address) for address in public_addrs))
         fallback = authority(public_addrs[0])
-        cluster = canonical(cluster)
+        clusters = tuple(dict.fromkeys((cluster, canonical(cluster))))
         apps = _canonical_applications(applications)
     except HostNameError as error:
         raise TableError(str(error)) from error
-    _check_names(publics, cluster, apps)
-    rows.check_protocols(protocols, cluster)
-    listed = rows.rows(publics, cluster, served, protocols=protocols, applications=apps, fallback=fallback)
+    _check_names(publics, clusters[-1], apps)
+    rows.check_protocols(protocols, clusters)
+    listed = rows.rows(publics, clusters, served, protocols=protocols, applications=apps, fallback=fallback)
     _check_signatures(listed)
     said = frozenset[str]().union(*(rule.said for rule in listed))
     return Table(publics, cluster, served, listed, MappingProxyType({state: _state(listed, state) for state in said}))
