@@ -1,0 +1,1 @@
+"""Beside the resource: what serves a dial request that came through the tunnel."""

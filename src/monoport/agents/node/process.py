@@ -1,0 +1,127 @@
+"""Starting, watching and ending the children that run as the login user.
+
+Belongs here: the agent's side of `child`. Not here: SSH.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+from monoport.agents.node import child
+
+GRACE = 2.0  # seconds between SIGHUP and SIGKILL when a session must end, well inside the 5 s that it has
+
+
+class Child:
+    """One running child, leader of its own session.
+
+    Args: the order it carries out and the descriptors that become its 0, 1 and 2, which stay the caller's to close.
+    Raises OSError where nothing can be started.
+    """
+
+    def __init__(self, order: child.Order, stdin: int, stdout: int, stderr: int) -> None:
+        self._loop = asyncio.get_running_loop()
+        self.exited: asyncio.Future[os.waitid_result] = self._loop.create_future()
+        reading, writing = os.pipe()
+        try:
+            self._process = subprocess.Popen(
+                child.launch(reading),
+                stdin=stdin,
+                stdout=stdout,
+                stderr=stderr,
+                pass_fds=(reading,),
+                start_new_session=True,
+                cwd="/",
+                env={},
+            )
+        except BaseException:
+            os.close(writing)
+            raise
+        finally:
+            os.close(reading)
+        self._instruct(writing, order.encode())
+        self._handle = os.pidfd_open(self.pid)
+        self._loop.add_reader(self._handle, self._ended)
+
+    @property
+    def pid(self) -> int:
+        """The child's process, group and session."""
+        return self._process.pid
+
+    def _instruct(self, descriptor: int, data: bytes) -> None:
+        """Write the order; one that is larger than a pipe goes on as the child reads."""
+        os.set_blocking(descriptor, False)
+        left = memoryview(data)
+
+        def go_on() -> None:
+            nonlocal left
+            try:
+                left = left[os.write(descriptor, left) :]
+            except BlockingIOError:
+                return
+            except BrokenPipeError:  # it is gone already; its exit status says why
+                left = left[:0]
+            if not left:
+                self._loop.remove_writer(descriptor)
+                os.close(descriptor)
+
+        self._loop.add_writer(descriptor, go_on)
+        go_on()
+
+    def _ended(self) -> None:
+        self._loop.remove_reader(self._handle)
+        # WNOWAIT: the dead child keeps its number until `reap`, so that signals to its group cannot reach a stranger
+        found = os.waitid(os.P_PIDFD, self._handle, os.WEXITED | os.WNOWAIT)
+        if not self.exited.done() and found is not None:
+            self.exited.set_result(found)
+
+    def signal_group(self, number: int, group: int | None = None) -> None:
+        """Signal one process group of the child's, by default its first."""
+        try:
+            os.killpg(group or self.pid, number)
+        except ProcessLookupError:
+            pass
+
+    async def end(self) -> None:
+        """End everything that still runs in the child's session: SIGHUP, then SIGKILL after GRACE seconds."""
+        self.signal_all(signal.SIGHUP)
+        try:
+            async with asyncio.timeout(GRACE):
+                await asyncio.shield(self.exited)
+        except TimeoutError:
+            pass
+        self.signal_all(signal.SIGKILL)
+
+    def signal_all(self, number: int) -> None:
+        """Signal every process of the child's session, whatever group a shell has put it into."""
+        for process in _members(self.pid):
+            try:
+                os.kill(process, number)
+            except ProcessLookupError:
+                continue
+
+    async def reap(self) -> None:
+        """Hang up what is left of the first group, wait for the child's end and forget it."""
+        self.signal_group(signal.SIGHUP)
+        await asyncio.shield(self.exited)
+        os.waitpid(self.pid, 0)  # noqa: ASYNC222  (it has exited, so this does not wait)
+        self._process.returncode = 0  # subprocess must not wait for the number again
+        os.close(self._handle)
+
+
+def _members(session: int) -> Iterator[int]:
+    """Every process of a session (proc(5): the sixth field of stat, counted behind the name's last parenthesis)."""
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            fields = (entry / "stat").read_bytes().rpartition(b")")[2].split()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if fields and int(fields[3]) == session:
+            yield int(entry.name)
