@@ -24,6 +24,7 @@ class Why(StrEnum):
     UNKNOWN = "unknown"  # no such database
     OFFLINE = "offline"  # known, but it or its agent cannot be reached
     PROTOCOL = "protocol"  # the peer broke the protocol
+    TLS_REQUIRED = "tls_required"  # no login without TLS
     UNSUPPORTED = "unsupported"  # well-formed, but not offered here
     ENDED = "ended"  # a running session is over: certificate expired, user locked, proxy stopping
     INTERNAL = "internal"  # our own fault

@@ -30,6 +30,7 @@ SQLSTATES = {
     Why.UNKNOWN: "3D000",  # invalid_catalog_name
     Why.OFFLINE: "57P03",  # cannot_connect_now
     Why.PROTOCOL: "08P01",  # protocol_violation
+    Why.TLS_REQUIRED: "28000",
     Why.UNSUPPORTED: "0A000",  # feature_not_supported
     Why.ENDED: "57P01",  # admin_shutdown
     Why.INTERNAL: "XX000",  # internal_error

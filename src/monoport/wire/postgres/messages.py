@@ -21,6 +21,7 @@ MAJOR = 3
 MAX_MINOR = 2  # 3.2 is the newest version whose messages we know
 
 SSL_REQUEST = bytes.fromhex("0000000804d2162f")
+GSSENC_REQUEST = bytes.fromhex("0000000804d21630")
 TLS_ACCEPTED = b"S"
 REFUSED = b"N"  # to SSLRequest and to GSSENCRequest: go on without
 
