@@ -1,0 +1,317 @@
+"""`tsh`, the user's command: arguments in, calls, and what they return printed.
+
+Belongs here: options and words. No logic: that is in `client/`. Imports are inside the commands, because ssh starts
+this program once per connection and `tsh proxy ssh` needs few of them.
+"""
+# ruff: noqa: PLC0415, PLR0917 - click passes every option by its name
+
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from monoport.cli.run import Group, run, wait, warn
+from monoport.client.profile import Home, Profile
+
+if TYPE_CHECKING:
+    from monoport.client.front import Front
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+_PASS = {"ignore_unknown_options": True, "allow_interspersed_args": False}
+
+
+def main() -> None:
+    """The console script."""
+    run(tsh)
+
+
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="monoport", message="%(version)s")
+def tsh() -> None:
+    """Reach servers and databases through a monoport proxy."""
+
+
+def proxy_option(command: Command) -> Command:
+    """Adds `--proxy`, for users with several."""
+    option = click.option("--proxy", metavar="HOST:PORT", envvar="TSH_PROXY", help="Not the current proxy.")
+    return option(command)
+
+
+def format_option(command: Command) -> Command:
+    """Adds `--format`, as `cli.tables` has it."""
+    choice = click.Choice(("text", "json", "yaml"))
+    option = click.option("--format", "output", type=choice, default="text", show_default=True, help="How to print.")
+    return option(command)
+
+
+def _front(profile: Profile) -> "Front":
+    from monoport.client.front import Front
+
+    return Front(profile)
+
+
+# --- the login
+
+
+@tsh.command()
+@click.option("--proxy", metavar="HOST:PORT", envvar="TSH_PROXY", help="Where; the current proxy if not given.")
+@click.option("--user", metavar="NAME", help="As whom; as last time, or your name on this machine, if not given.")
+@click.option("--ca-pin", metavar="sha256:HEX", default="", help="The cluster's CA, as `tctl status` shows it.")
+@click.option("--insecure", is_flag=True, help="Do not verify the proxy's certificate. For trying things out.")
+@click.option("--ttl", metavar="TIME", help="How long, such as 90m or 8h; as long as your roles allow if not given.")
+@click.option("--no-ssh-setup", is_flag=True, help="Leave ssh-agent and ~/.ssh/known_hosts alone.")
+def login(
+    proxy: str | None, user: str | None, ca_pin: str, insecure: bool, ttl: str | None, no_ssh_setup: bool
+) -> None:
+    """Log in. The password is asked at a terminal, else it is the first line of standard input."""
+    from monoport.cli.password import read_password
+    from monoport.client.session import Wanted, sign_in
+
+    if ca_pin and insecure:
+        raise click.UsageError("--ca-pin and --insecure exclude each other")
+    wanted = Wanted(proxy, user, ca_pin, insecure, ttl, ssh_setup=not no_ssh_setup)
+    home = Home.of()
+    profile = wait(sign_in(home, wanted, read_password, warn))
+    _print_profile(home, profile)
+
+
+@tsh.command()
+@proxy_option
+@click.option("--all", "everything", is_flag=True, help="From every proxy.")
+def logout(proxy: str | None, everything: bool) -> None:
+    """Remove your keys and certificates from this machine."""
+    from monoport.client.session import sign_out
+
+    home = Home.of()
+    profiles = list(home.profiles()) if everything else [home.choose(proxy)]
+    for profile in profiles:
+        wait(sign_out(home, profile, warn))
+        click.echo(f"logged out of {profile.cluster} at {profile.proxy}")
+
+
+@tsh.command()
+@format_option
+def status(output: str) -> None:
+    """Who you are, where, and for how long."""
+    from monoport.cli.tables import document, plain
+    from monoport.client.session import describe
+    from monoport.errors import Failure
+
+    home = Home.of()
+    rows = [describe(home, profile) for profile in home.profiles()]
+    if output != "text":
+        sys.stdout.write(document([plain(row) for row in rows], output))
+        return
+    if not rows:
+        raise Failure("not logged in: tsh login --proxy=HOST:PORT --user=NAME")
+    for number, profile in enumerate(home.profiles()):
+        if number:
+            click.echo()
+        _print_profile(home, profile)
+
+
+def _print_profile(home: Home, profile: Profile) -> None:
+    from monoport.cli.tables import cell
+    from monoport.client.session import describe
+
+    row = describe(home, profile)
+    current = "" if row["current"] else "  (not the current one)"
+    click.echo(f"user       {cell(row['user'])} in {cell(row['cluster'])}")
+    click.echo(f"proxy      {row['proxy']}{current}")
+    click.echo(f"roles      {cell(row['roles']) or '(none)'}")
+    click.echo(f"logins     {cell(row['logins']) or '(none)'}")
+    if row["databases"]:
+        click.echo(f"databases  {cell(row['databases'])}")
+    click.echo(f"ca pin     {cell(row['ca_pin'])}")
+    click.echo(f"until      {cell(row['expires'])}{'  EXPIRED: ' + profile.login_again() if row['expired'] else ''}")
+
+
+# --- nodes
+
+
+@tsh.command("ls")
+@proxy_option
+@format_option
+def list_nodes(proxy: str | None, output: str) -> None:
+    """The servers that you may log in to."""
+    from monoport.cli.progress import wait_noting
+    from monoport.cli.tables import Column, show
+    from monoport.client.nodes import nodes
+
+    home = Home.of()
+    profile = home.choose(proxy)
+    rows = wait_noting(nodes(home, profile), f"asking {profile.proxy}")
+    show(rows, (Column("NAME", "name", "bold"), Column("ID", "id"), Column("LABELS", "labels")), output)
+
+
+@tsh.command(context_settings=_PASS, short_help="Run a shell or a command on a server.")
+@proxy_option
+@click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="[OPTIONS OF ssh] [LOGIN@]HOST [COMMAND]...")
+def ssh(proxy: str | None, words: tuple[str, ...]) -> int:
+    """Run a shell or a command on a server, with the options of ssh(1). Its exit status is the command's own."""
+    from monoport.client.nodes import run_ssh
+
+    home = Home.of()
+    return wait(run_ssh(home, _chosen(home, proxy, words), words, report=warn))
+
+
+@tsh.command(context_settings=_PASS, short_help="Copy files to and from servers.")
+@proxy_option
+@click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="[OPTIONS OF scp] SOURCE... DESTINATION")
+def scp(proxy: str | None, words: tuple[str, ...]) -> int:
+    """Copy files to and from servers, with the options of scp(1): tsh scp -r site/ alice@web:/srv/."""
+    from monoport.client.nodes import run_scp
+
+    home = Home.of()
+    return wait(run_scp(home, _chosen(home, proxy, words), words, report=warn))
+
+
+def _chosen(home: Home, proxy: str | None, words: tuple[str, ...]) -> Profile:
+    """The profile for the first word that names a node of one of several clusters."""
+    hosts = (word.partition(":")[0].rpartition("@")[2] for word in words if not word.startswith("-"))
+    return home.choose(proxy, next(hosts, ""))
+
+
+@tsh.command()
+@proxy_option
+def config(proxy: str | None) -> None:
+    """Print the block of ~/.ssh/config by which plain ssh, scp and sftp reach your servers."""
+    from monoport.client.sshconfig import ssh_config
+
+    home = Home.of()
+    click.echo(ssh_config(home, home.choose(proxy)), nl=False)
+
+
+# --- local ends
+
+
+@tsh.group(cls=Group)
+def proxy() -> None:
+    """Local ends for other programs."""
+
+
+@proxy.command("ssh", short_help="For OpenSSH's ProxyCommand: standard input and output become a server's.")
+@proxy_option
+@click.option("--user", "login", metavar="LOGIN", default="", help="The login on the server: %r of ssh.")
+@click.option("--cluster", metavar="NAME", default="", help="The cluster that the server is in.")
+@click.argument("target", required=False, metavar="HOST[:PORT]")
+def proxy_ssh(proxy: str | None, login: str, cluster: str, target: str | None) -> None:
+    """For OpenSSH's ProxyCommand: ssh -o "ProxyCommand tsh proxy ssh --user=%r %h:%p" alice@node.example.com."""
+    from monoport.client import ssh as client_ssh
+    from monoport.errors import Failure
+
+    if target is None:
+        raise Failure(client_ssh.FORM)
+    home = Home.of()
+    wanted = client_ssh.Target.parse(target, login)
+    profile = home.choose(proxy, wanted.host)
+    client_ssh.own_cluster(profile, cluster)
+    wait(client_ssh.proxy_ssh(_front(profile), home.keys(profile), wanted))
+
+
+@proxy.command("db", short_help="A local port that leads to a database.")
+@proxy_option
+@click.option("-p", "--port", type=click.IntRange(0, 65_535), help="A port of 127.0.0.1; any free one if not given.")
+@click.option("--listen", "listen_on", metavar="ADDR:PORT", help="Listen there instead.")
+@click.option("--tunnel", is_flag=True, help="Present your certificate, so that clients connect without TLS.")
+@click.option("--share-identity", is_flag=True, help="Let --tunnel listen beyond loopback: who connects is you.")
+@click.option("--db-user", metavar="USER", default="", help="The database user that --tunnel connects as.")
+@click.option("--db-name", metavar="DATABASE", default="", help="The database inside it.")
+@click.argument("name")
+def proxy_db(
+    proxy: str | None,
+    port: int | None,
+    listen_on: str | None,
+    tunnel: bool,
+    share_identity: bool,
+    db_user: str,
+    db_name: str,
+    name: str,
+) -> None:
+    """A local port that leads to a database, until Ctrl-C."""
+    from monoport.client.databases import Wanted
+    from monoport.client.shell import Forward, forward
+
+    if port is not None and listen_on is not None:
+        raise click.UsageError("-p and --listen exclude each other")
+    home = Home.of()
+    database = Wanted(name, db_user, db_name)
+    wanted = Forward(database, listen_on or f"127.0.0.1:{port or 0}", tunnel, share_identity)
+    wait(forward(home, home.choose(proxy), wanted, announce=click.echo, report=warn))
+
+
+# --- databases
+
+
+@tsh.group(cls=Group)
+def db() -> None:
+    """Databases."""
+
+
+@db.command("ls")
+@proxy_option
+@format_option
+def db_ls(proxy: str | None, output: str) -> None:
+    """The databases that you may use."""
+    from monoport.cli.progress import wait_noting
+    from monoport.cli.tables import Column, show
+    from monoport.client.databases import listing
+
+    home = Home.of()
+    profile = home.choose(proxy)
+    rows = wait_noting(listing(home, profile), f"asking {profile.proxy}")
+    columns = (Column("NAME", "name", "bold"), Column("PROTOCOL", "protocol"), Column("LABELS", "labels"))
+    show(rows, (*columns, Column("LOGGED IN AS", "login")), output)
+
+
+@db.command("login")
+@proxy_option
+@click.option("--db-user", metavar="USER", default="", help="The database user.")
+@click.option("--db-name", metavar="DATABASE", default="", help="The database inside it.")
+@click.argument("name")
+def db_login(proxy: str | None, db_user: str, db_name: str, name: str) -> None:
+    """Get a certificate for one database."""
+    from monoport.cli.progress import wait_noting
+    from monoport.client import databases
+
+    home = Home.of()
+    profile = home.choose(proxy)
+    wanted = databases.Wanted(name, db_user, db_name)
+    done = wait_noting(databases.login(home, profile, wanted), f"asking {profile.proxy}")
+    click.echo(f"logged in to {name} as {databases.describe(done.destination)} until {done.expires:%Y-%m-%d %H:%M} UTC")
+    click.echo(f"certificate  {done.credentials.certificate}")
+    click.echo(f"key          {done.credentials.key}")
+    click.echo(f"connect      tsh db connect {name}")
+
+
+@db.command("logout")
+@proxy_option
+@click.argument("name", required=False)
+def db_logout(proxy: str | None, name: str | None) -> None:
+    """Remove the certificate for one database, or for all."""
+    from monoport.client import databases
+
+    home = Home.of()
+    for each in databases.logout(home, home.choose(proxy), name):
+        click.echo(f"logged out of database {each}")
+
+
+@db.command("connect", context_settings=_PASS, short_help="Open a database's own client.")
+@proxy_option
+@click.option("--db-user", metavar="USER", default="", help="The database user.")
+@click.option("--db-name", metavar="DATABASE", default="", help="The database inside it.")
+@click.argument("name")
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="[OPTIONS OF THE CLIENT]...")
+def db_connect(proxy: str | None, db_user: str, db_name: str, name: str, arguments: tuple[str, ...]) -> int:
+    """Open a database's own client, such as psql; its exit status is ours. Words behind NAME are the client's."""
+    from monoport.client.databases import Wanted
+    from monoport.client.shell import connect
+
+    home = Home.of()
+    return wait(connect(home, home.choose(proxy), Wanted(name, db_user, db_name), arguments, report=warn))
+
+
+if __name__ == "__main__":
+    main()

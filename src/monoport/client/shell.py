@@ -1,0 +1,137 @@
+"""Local proxies to databases as commands: one that lives until it is stopped, one as long as a client program.
+
+Belongs here: which certificate, which program, with which words. Does not belong here: bytes
+(localproxy.py), signals (foreground.py).
+"""
+
+import asyncio
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from monoport.client import databases
+from monoport.client.foreground import run, until_stopped
+from monoport.client.front import Credentials, Front
+from monoport.client.localproxy import LocalProxy, Wrapping, listen
+from monoport.client.names import Address
+from monoport.client.profile import Home, Profile
+from monoport.errors import Failure
+from monoport.protocols.description import Description
+
+ANY_PORT = Address("127.0.0.1", 0)
+
+
+async def connect(
+    home: Home,
+    profile: Profile,
+    wanted: databases.Wanted,
+    arguments: Sequence[str] = (),
+    *,
+    report: Callable[[str], None],
+    environment: Mapping[str, str] = os.environ,
+) -> int:
+    """Runs the database's client through an on-demand local proxy and returns its exit status.
+
+    Args:
+        home: where the login is.
+        profile: the login.
+        wanted: which database, and whom to be in it.
+        arguments: further words for the program.
+        report: called with one line for each connection that could not be joined.
+        environment: of the program.
+
+    Raises:
+        Failure: unknown, refused, the user must choose, or the program is not installed.
+    """
+    with tempfile.TemporaryDirectory(prefix="tsh-db-") as folder:
+        login = await databases.borrow(home, profile, Path(folder), wanted)
+        protocol = databases.protocol_of(login.destination)
+        chosen = _chosen(protocol, login.destination.user or wanted.user, login.destination.database or wanted.database)
+        program = _program(protocol, environment)
+        wrapping = Wrapping(Front(profile), protocol.alpn[0], login.credentials)
+        wrapping.context()
+        proxy = LocalProxy(wrapping, listen(ANY_PORT, lends_identity=True), report)
+        words = {"host": proxy.address.host, "port": str(proxy.address.port), **chosen}
+        command = [program, *(word.format(**words) for word in protocol.shell.arguments), *arguments]
+        extra = {key: value.format(**words) for key, value in protocol.shell.environment}
+        async with asyncio.TaskGroup() as group:
+            serving = group.create_task(proxy.serve())
+            status = await run(command, {**environment, **extra})
+            serving.cancel()
+    return status
+
+
+def _chosen(protocol: Description, user: str, database: str) -> dict[str, str]:
+    if protocol.needs_user and not user:
+        raise Failure("which database user? name one: --db-user=USER")
+    if protocol.needs_database and not database:
+        raise Failure("which database inside it? name one: --db-name=DATABASE")
+    return {"user": user, "database": database}
+
+
+def _program(protocol: Description, environment: Mapping[str, str]) -> str:
+    found = shutil.which(protocol.shell.program, path=environment.get("PATH"))
+    if found is None:
+        raise Failure(
+            f"{protocol.shell.program} is not installed: {protocol.shell.install}"
+            if protocol.shell.install
+            else f"{protocol.shell.program} is not installed"
+        )
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Forward:
+    """What `tsh proxy db` was asked for; `listen` is `ADDR:PORT`."""
+
+    database: databases.Wanted
+    listen: str
+    tunnel: bool = False
+    share_identity: bool = False
+
+
+async def forward(
+    home: Home, profile: Profile, wanted: Forward, *, announce: Callable[[str], None], report: Callable[[str], None]
+) -> None:
+    """`tsh proxy db`: a local port that leads to a database, until SIGINT or SIGTERM.
+
+    Args:
+        home: where the login is.
+        profile: the login.
+        wanted: as typed.
+        announce: called with a few lines once it listens.
+        report: called with one line for each connection that could not be joined.
+
+    Raises:
+        Failure: unknown, refused, or it cannot listen there.
+    """
+    address = Address.parse(wanted.listen, None, "address to listen on", least_port=0)
+    sockets = listen(address, lends_identity=wanted.tunnel, share_identity=wanted.share_identity)
+    try:
+        protocol, credentials = await _ends(home, profile, wanted)
+        wrapping = Wrapping(Front(profile), protocol.alpn[0], credentials)
+        wrapping.context()
+    except BaseException:
+        for each in sockets:
+            each.close()
+        raise
+    proxy = LocalProxy(wrapping, sockets, report)
+    announce(f"listening on {proxy.address} for {protocol.title} database {wanted.database.name} of {profile.cluster}")
+    if wanted.tunnel:
+        announce("clients connect without TLS and without a password; whoever can connect here acts as you")
+    else:
+        announce("clients bring TLS and the certificate of `tsh db login` themselves")
+    async with asyncio.TaskGroup() as group:
+        serving = group.create_task(proxy.serve())
+        await until_stopped()
+        serving.cancel()
+
+
+async def _ends(home: Home, profile: Profile, wanted: Forward) -> tuple[Description, Credentials | None]:
+    if not wanted.tunnel:
+        return await databases.protocol(home, profile, wanted.database.name), None
+    login = await databases.current(home, profile, wanted.database)
+    return databases.protocol_of(login.destination), login.credentials

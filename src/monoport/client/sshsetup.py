@@ -1,0 +1,94 @@
+"""What a login changes outside TSH_HOME so that a plain `ssh` works: the running agent, one line of known_hosts.
+
+Belongs here: the agent, and both together. Does not belong here: `tsh config` (sshconfig.py), connections.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from datetime import UTC, datetime
+
+import asyncssh
+
+from monoport.client.knownhosts import MARK, forget_hosts, trust_hosts, user_known_hosts
+from monoport.client.profile import Home, Profile
+from monoport.errors import Failure
+
+AGENT_TIMEOUT = 5.0  # seconds; an agent that asks its user for confirmation does so on use, not when a key is added
+
+
+async def set_up(home: Home, profile: Profile, environment: Mapping[str, str]) -> bool:
+    """Makes plain `ssh` work: the cluster's CA in the user's known_hosts, key and certificate in the running agent.
+
+    Returns:
+        False if no agent is running, so that only known_hosts was changed.
+
+    Raises:
+        Failure: an agent is running and refuses.
+    """
+    trust_hosts(home, user_known_hosts(environment), profile)
+    return await add_to_agent(home, profile, environment)
+
+
+async def tear_down(home: Home, profile: Profile, environment: Mapping[str, str]) -> None:
+    """Removes from both what `set_up` added; known_hosts keeps the line while another profile needs it."""
+    others = (each for each in home.profiles() if each.proxy.host != profile.proxy.host)
+    if not any(each.cluster == profile.cluster for each in others):
+        forget_hosts(home, user_known_hosts(environment), profile.cluster)
+    await remove_from_agent(profile, environment)
+
+
+async def add_to_agent(home: Home, profile: Profile, environment: Mapping[str, str]) -> bool:
+    """Adds key and certificate to the running ssh-agent, for as long as the certificate lasts.
+
+    Returns:
+        False if no agent is running.
+
+    Raises:
+        Failure: an agent is running and refuses.
+    """
+    paths = home.keys(profile)
+    pair = asyncssh.load_keypairs([(str(paths.key), str(paths.ssh_certificate))])[0]
+    pair.set_comment(_comment(profile))
+    lifetime = int(profile.left(datetime.now(UTC)))
+
+    async def change(agent: asyncssh.SSHAgentClient) -> None:
+        await _drop(agent, profile)
+        await agent.add_keys([pair], lifetime=max(1, lifetime))
+
+    return await _with_agent(environment, change)
+
+
+async def remove_from_agent(profile: Profile, environment: Mapping[str, str]) -> bool:
+    """Removes what a login added to the running ssh-agent; returns False if no agent is running."""
+    return await _with_agent(environment, lambda agent: _drop(agent, profile))
+
+
+async def _with_agent(
+    environment: Mapping[str, str], change: Callable[[asyncssh.SSHAgentClient], Awaitable[None]]
+) -> bool:
+    path = environment.get("SSH_AUTH_SOCK")
+    if not path:
+        return False
+    agent = asyncssh.SSHAgentClient(path)
+    try:
+        async with asyncio.timeout(AGENT_TIMEOUT), agent:
+            try:
+                await agent.connect()
+            except OSError:
+                return False  # a variable left over from an agent that is gone
+            await change(agent)
+    except TimeoutError:
+        raise Failure(f"the ssh-agent at {path} did not answer within {AGENT_TIMEOUT:g} s") from None
+    except ValueError as error:
+        raise Failure(f"the ssh-agent at {path} refused: {error}") from None
+    return True
+
+
+async def _drop(agent: asyncssh.SSHAgentClient, profile: Profile) -> None:
+    ours = [key for key in await agent.get_keys() if key.get_comment() == _comment(profile)]
+    if ours:
+        await agent.remove_keys(ours)
+
+
+def _comment(profile: Profile) -> str:
+    return f"{MARK}{profile.user}@{profile.cluster}"
