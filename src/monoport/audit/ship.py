@@ -1,0 +1,54 @@
+"""Sending spooled events on until another process keeps them.
+
+Belongs here: order, retry and acknowledgement. Does not: how they travel; the caller brings that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final
+
+import structlog
+
+from monoport.audit.events import Event
+from monoport.audit.spool import Spool
+from monoport.errors import Failure
+
+_log = structlog.get_logger()
+
+FIRST_DELAY: Final = 0.5  # seconds
+LAST_DELAY: Final = 30.0  # seconds: events may be late, never lost
+BATCH: Final = 256  # events sent at once
+
+
+async def ship(
+    spool: Spool,
+    send: Callable[[Sequence[Event]], Awaitable[object]],
+    *,
+    sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
+    rand: Callable[[], float] = random.random,
+) -> None:
+    """Send what the spool holds, in order, until cancelled; the receiver may see an event twice and goes by its id.
+
+    Args:
+        spool: where events wait.
+        send: returns once the receiver keeps the events; raises Failure or OSError if it may not have them.
+        sleep, rand: pausing and jitter, so that tests need neither time nor luck.
+    """
+    failures = 0
+    while True:
+        await spool.wait_unshipped()
+        batch = await spool.unshipped(BATCH)
+        try:
+            if batch.events:
+                await send(batch.events)
+        except (Failure, OSError) as error:
+            failures += 1
+            pause = min(LAST_DELAY, FIRST_DELAY * 2 ** min(failures, 16)) * (0.5 + rand() / 2)
+            _log.warning("events not shipped", error=str(error), again_in=round(pause, 2))
+            await sleep(pause)
+            continue
+        failures = 0
+        await spool.shipped(batch)

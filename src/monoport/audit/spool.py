@@ -1,0 +1,171 @@
+"""Durable events for many tasks at once: whoever waits together shares one sync.
+
+Belongs here: the spool's thread and what awaits it. Does not: files (segments.py), sending events on (ship.py).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, TypeVar, final
+
+from monoport.audit.events import Event, encode
+from monoport.audit.segments import CAPACITY, SEGMENT, Batch, Position, Segments, SpoolError
+
+__all__ = ["Batch", "Position", "Spool", "SpoolError"]
+
+GROUP: Final = 1024  # lines in one sync; bounds how long the first of them waits
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class _Line:
+    data: bytes
+    future: asyncio.Future[None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    run: Callable[[], Any]
+    future: asyncio.Future[Any]
+
+
+@final
+class Spool:
+    """One folder of events; made by `open`, on the loop that uses it."""
+
+    def __init__(self, folder: Path, segment: int, capacity: int, keep: bool) -> None:
+        self._open = lambda: Segments(folder, segment=segment, capacity=capacity, keep=keep)
+        self._segments: Segments | None = None
+        self._loop = asyncio.get_running_loop()
+        self._jobs: queue.SimpleQueue[_Line | _Call | None] = queue.SimpleQueue()
+        self._ended: asyncio.Future[None] = self._loop.create_future()
+        self._news = asyncio.Event()
+        self._closing = False
+
+    @classmethod
+    async def open(cls, folder: Path, *, segment: int = SEGMENT, capacity: int = CAPACITY, keep: bool = False) -> Spool:
+        """Open or make the spool in `folder`, after recovering what a kill left torn.
+
+        Args:
+            folder: of this spool alone.
+            segment: bytes after which a new file begins.
+            capacity: bytes that may wait.
+            keep: keep what was shipped, for `read`.
+
+        Raises:
+            SpoolError: if the folder cannot be used.
+        """
+        spool = cls(folder, segment, capacity, keep)
+        spool._segments = await asyncio.to_thread(spool._open)
+        threading.Thread(target=spool._run, name="spool", daemon=True).start()
+        return spool
+
+    async def append(self, event: Event) -> None:
+        """Keep an event; when it returns, the event survives a kill and a power cut.
+
+        Raises:
+            SpoolError: if it could not be kept: what the event belongs to must not go on.
+        """
+        future: asyncio.Future[None] = self._loop.create_future()
+        self._submit(_Line(encode(event), future))
+        await future
+
+    async def unshipped(self, limit: int = 256) -> Batch:
+        """Return the oldest events that were not acknowledged with `shipped`; the same again until they are."""
+        segments = self._files()
+        return await self._call(lambda: segments.read(segments.position, limit))
+
+    async def shipped(self, batch: Batch) -> None:
+        """Acknowledge a batch: another process keeps its events now."""
+        segments = self._files()
+        await self._call(lambda: segments.acknowledge(batch.end))
+
+    async def read(self, start: Position | None = None, limit: int = 256) -> Batch:
+        """Return events behind `start`, from the oldest kept if None, shipped or not."""
+        segments = self._files()
+        return await self._call(lambda: segments.read(start or segments.first, limit))
+
+    async def wait_unshipped(self) -> None:
+        """Wait until there is something to ship."""
+        segments = self._files()
+        while not await self._call(lambda: segments.pending):
+            self._news.clear()
+            if not await self._call(lambda: segments.pending):
+                await self._news.wait()
+
+    async def close(self) -> None:
+        """Finish what waits and close the files; it may be called again."""
+        if not self._closing:
+            self._closing = True
+            self._jobs.put(None)
+        await asyncio.shield(self._ended)
+
+    def _files(self) -> Segments:
+        assert self._segments is not None
+        return self._segments
+
+    async def _call(self, run: Callable[[], T]) -> T:
+        future: asyncio.Future[T] = self._loop.create_future()
+        self._submit(_Call(run, future))
+        return await future
+
+    def _submit(self, job: _Line | _Call) -> None:
+        if self._closing:
+            raise SpoolError("the spool is closed")
+        self._jobs.put(job)
+
+    def _run(self) -> None:
+        segments = self._files()
+        while (job := self._jobs.get()) is not None:
+            lines: list[_Line] = []
+            while isinstance(job, _Line):
+                lines.append(job)
+                if len(lines) >= GROUP or self._jobs.empty():
+                    break
+                job = self._jobs.get()
+            if lines:
+                self._write(segments, lines)
+            if job is None:
+                break
+            if isinstance(job, _Call):
+                self._answer(job)
+        segments.close()
+        self._tell([(self._ended, None, None)], news=False)
+
+    def _write(self, segments: Segments, lines: list[_Line]) -> None:
+        failure: Exception | None = None
+        try:
+            segments.write([line.data for line in lines])
+        except Exception as error:  # noqa: BLE001  it is raised again, in each caller
+            failure = error
+        self._tell([(line.future, None, failure) for line in lines], news=failure is None)
+
+    def _answer(self, job: _Call) -> None:
+        try:
+            self._tell([(job.future, job.run(), None)], news=False)
+        except Exception as error:  # noqa: BLE001  it is raised again, in the caller
+            self._tell([(job.future, None, error)], news=False)
+
+    def _tell(self, outcomes: list[tuple[asyncio.Future[Any], object, Exception | None]], *, news: bool) -> None:
+        try:
+            self._loop.call_soon_threadsafe(self._deliver, outcomes, news)
+        except RuntimeError:
+            if not self._loop.is_closed():  # a closed loop has nobody left who waits
+                raise
+
+    def _deliver(self, outcomes: list[tuple[asyncio.Future[Any], object, Exception | None]], news: bool) -> None:
+        for future, result, error in outcomes:
+            if future.done():  # its caller was cancelled; the event is kept all the same
+                continue
+            if error is None:
+                future.set_result(result)
+            else:
+                future.set_exception(error)
+        if news:
+            self._news.set()
