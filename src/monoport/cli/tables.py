@@ -1,8 +1,10 @@
 """Listings: rows of values as an aligned table, JSON or YAML.
 
 Belongs here: how rows look. What the rows are, the commands decide. Everything that reaches a terminal goes through
-`printable`, since most of it was typed by somebody else.
+`printable`, since most of it was typed by somebody else. The libraries that draw are imported when they are needed:
+ssh starts `tsh proxy ssh` once per connection, and it prints nothing.
 """
+# ruff: noqa: PLC0415
 
 import json
 import sys
@@ -11,13 +13,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from io import StringIO
-from typing import Any, TextIO, TypeVar
+from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 import click
-from rich.cells import cell_len
-from rich.console import Console
-from rich.text import Text
-from ruamel.yaml import YAML
+
+if TYPE_CHECKING:
+    from rich.text import Text
 
 Row = Mapping[str, Any]
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -126,6 +127,8 @@ def document(value: object, output: str) -> str:
     """A plain value as one JSON or YAML text, in ASCII so that nothing in it can steer a terminal."""
     if output == "json":
         return json.dumps(value, indent=2, ensure_ascii=True) + "\n"
+    from ruamel.yaml import YAML
+
     yaml = YAML(typ="safe", pure=True)
     yaml.default_flow_style = False
     yaml.allow_unicode = False
@@ -158,6 +161,9 @@ def plain(value: object) -> Any:
 
 
 def _print_table(rows: Sequence[Row], columns: Sequence[Column], file: TextIO) -> None:
+    from rich.cells import cell_len
+    from rich.console import Console
+
     cells = [[cell(row.get(column.key)) for column in columns] for row in rows]
     widths = [
         max([cell_len(column.title), *(cell_len(line[index]) for line in cells)])
@@ -169,7 +175,10 @@ def _print_table(rows: Sequence[Row], columns: Sequence[Column], file: TextIO) -
         console.print(_line(line, [column.style for column in columns], widths), soft_wrap=True)
 
 
-def _line(cells: Sequence[str], styles: Sequence[str], widths: Sequence[int]) -> Text:
+def _line(cells: Sequence[str], styles: Sequence[str], widths: Sequence[int]) -> "Text":
+    from rich.cells import cell_len
+    from rich.text import Text
+
     line = Text()
     for index, (text, style, width) in enumerate(zip(cells, styles, widths, strict=True)):
         if index:
