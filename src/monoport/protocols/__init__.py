@@ -10,29 +10,20 @@ from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 
 from monoport.protocols.description import Description
-
-RESERVED_ALPN = frozenset({"h2", "http/1.1", "http/1.0"})  # routes of the web
-RESERVED_PREFIXES = ("teleport-auth@", "teleport-proxy-ssh", "teleport-ssh-proxy", "teleport-reverse")
+from monoport.routing import table as routing
+from monoport.routing.outcome import Kind
 
 
 def build(descriptions: Iterable[Description]) -> Mapping[str, Description]:
     """Return an immutable table by name. Raises ValueError where two protocols could not be told apart."""
     table: dict[str, Description] = {}
     names: dict[str, str] = {}
-    alpn: dict[str, str] = {}
-    starts: dict[bytes, str] = {}
+    descriptions = tuple(descriptions)
+    rules = [description.routing for description in descriptions]
+    routing.build(["localhost"], "cluster", frozenset({Kind.DATABASE}), rules)  # raises where the front door could not
     for description in descriptions:
         for name in (description.name, *description.aliases):
             _claim(names, name, description.name, "protocol name")
-        for name in (*description.alpn, *description.direct_alpn):
-            if name in RESERVED_ALPN or name.startswith(RESERVED_PREFIXES):
-                raise ValueError(f"ALPN {name!r} of protocol {description.name} belongs to another kind of route")
-            _claim(alpn, name, description.name, "ALPN")
-        if start := description.starttls:
-            for other, owner in starts.items():
-                if other.startswith(start) or start.startswith(other):
-                    raise ValueError(f"first bytes of protocols {owner} and {description.name} cannot be told apart")
-            starts[start] = description.name
         table[description.name] = description
     return MappingProxyType(table)
 

@@ -7,6 +7,7 @@ constant called PROTOCOL.
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from monoport.routing.rows import DatabaseRule
 from monoport.wire.front import Front
 
 
@@ -24,11 +25,8 @@ class Shell:
 class Description:
     """One database protocol: how it is recognised, spoken to, reached and opened."""
 
-    name: str  # in configuration, certificates, audit and commands
+    routing: DatabaseRule  # its name, how the front door recognises it, and what is answered before TLS
     title: str  # for people
-    alpn: tuple[str, ...]  # private ALPN names: outer certificate optional
-    direct_alpn: tuple[str, ...]  # ALPN names of the clients themselves: certificate required
-    starttls: bytes  # first bytes by which a client asks for in-protocol TLS, b"" if it has no such request
     default_port: int  # of a real server
     front: Callable[[], Front]  # the proxy's side of the opening, one per connection
     engine: str  # module under agents/ that speaks to the real server
@@ -43,3 +41,18 @@ class Description:
             raise ValueError(f"protocol name {self.name!r} is not a lower-case identifier")
         if not self.alpn:
             raise ValueError(f"protocol {self.name} has no ALPN name of its own")
+
+    @property
+    def name(self) -> str:
+        """Its name in configuration, certificates, audit and commands."""
+        return self.routing.name
+
+    @property
+    def alpn(self) -> tuple[str, ...]:
+        """Private ALPN names, the canonical one first: the outer certificate is optional."""
+        return self.routing.alpn
+
+    @property
+    def direct_alpn(self) -> tuple[str, ...]:
+        """ALPN names that the protocol's own clients offer: a certificate is required."""
+        return self.routing.direct_alpn
