@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from monoport.proxy.registry import Connections
     from monoport.routing.table import Table
 
+PARTING = 3.0  # seconds for a handler's own way to end: a sweep each second, and 5 s in all
+
 
 class Refused(Failure):
     """The connection ends here, for the reason that `refusal` names."""
@@ -64,6 +66,7 @@ class Connection:
     meter: Meter = field(default_factory=Meter)
     state: str = "routing"
     ended: str = ""
+    on_end: Callable[[str], None] | None = None
     _lease: Lease | None = None
 
     def identify(self, proof: bytes | Identity) -> Identity:
@@ -82,9 +85,16 @@ class Connection:
         return identity
 
     def end(self, reason: str) -> None:
-        """End the connection at once, whatever it does; `reason` is logged and shown."""
+        """End the connection, whatever it does; `reason` is logged and shown.
+
+        At once, unless the handler has set `on_end`: it then has PARTING seconds to say so in its own protocol.
+        """
         self.ended = reason
-        self.stream.abort(SessionEnded(reason))
+        if self.on_end is not None:
+            self.on_end(reason)
+            self.stream.loop.call_later(PARTING, self.stream.abort, SessionEnded(reason))
+        else:
+            self.stream.abort(SessionEnded(reason))
 
     def release(self) -> None:
         """Give the lease back; the front door calls it when the connection is over."""

@@ -19,7 +19,7 @@ from monoport.access.resources import Database, Lock, Role
 from monoport.audit.log import Log
 from monoport.errors import Failure
 from monoport.net.relay import relay
-from monoport.net.stream import Stream
+from monoport.net.stream import Stream, linger
 from monoport.net.tls import serve_tls
 from monoport.protocols.description import Description
 from monoport.proxy.cancels import Cancels, Live
@@ -115,8 +115,7 @@ class Databases:
         match opened:
             case Closed(reason, send):
                 log.info("database connection closed", protocol=protocol.name, reason=reason)
-                if send:
-                    await connection.stream.write(send)
+                await _tell(connection, send)
             case Cancel():
                 await self._cancel(connection, opened)
             case Login():
@@ -182,24 +181,24 @@ class Databases:
         except Refused as refused:
             _log.info("database session refused", **who, reason=str(refused), rule=refused.rule)
             await self._audit.emit("db.session.deny", **who, reason=str(refused), rule=refused.rule)
-            await connection.stream.write(front.refuse(refused.why, str(refused)))
+            await _tell(connection, front.refuse(refused.why, str(refused)))
 
     async def _session(self, connection: Connection, server: Stream, login: Login, who: Mapping[str, str]) -> None:
         """Record and relay one session to its end."""
         started = self._now()
         # Before a byte goes on: a session that cannot be recorded does not take place.
         await self._audit.emit("db.session.start", **who)
-        error = ""
+        # The agent holds a lease of its own and tells the client why the session ends; what is left then is cut.
+        connection.on_end = _agent_ends
         try:
             await server.write(login.forward)
             await relay(connection.stream, server, meter=connection.meter)
-        except ConnectionError as lost:
-            error = str(lost)
         finally:
+            connection.on_end = None
             await self._audit.emit(
                 "db.session.end",
                 **who,
-                error=error,
+                reason=connection.ended or connection.meter.ended,
                 seconds=round((self._now() - started).total_seconds(), 3),
                 bytes_in=connection.meter.bytes_in,
                 bytes_out=connection.meter.bytes_out,
@@ -236,7 +235,7 @@ class Databases:
             except DialError as error:
                 if error.code == DENIED:
                     raise Refused(Why.DENIED, str(error), "the agent's own decision") from error
-                refused = Refused(Why.OFFLINE, str(error))
+                refused = Refused(Why.OFFLINE, str(error), error.code)
         raise refused
 
     async def _cancel(self, connection: Connection, request: Cancel) -> None:
@@ -308,6 +307,18 @@ def _destination(identity: Identity | None) -> Destination | None:
     if identity is None or identity.destination is None or identity.destination.kind != "db":
         return None
     return identity.destination
+
+
+def _agent_ends(reason: str) -> None:
+    """Nothing to do here: see `Connection.end`."""
+
+
+async def _tell(connection: Connection, refusal: bytes) -> None:
+    """Send the client why it is refused, in its protocol's words, and let it read them."""
+    if not connection.stream.lost:
+        connection.stream.send(refusal)
+        linger(connection.stream)
+        await connection.stream.wait_closed()
 
 
 def _source(connection: Connection) -> str:

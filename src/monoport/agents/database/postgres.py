@@ -243,10 +243,10 @@ class Postgres:
         statements = Statements()
 
         async def record(actions: Sequence[Action]) -> None:
-            for action in actions:
-                if (event := audited(action)) is not None:
-                    kind, fields = event
-                    await session.record(kind, **fields)
+            # All at once, in order: the log commits them together.
+            async with asyncio.TaskGroup() as group:
+                for kind, fields in filter(None, map(audited, actions)):
+                    group.create_task(_record(session, kind, fields))
 
         conversation = Conversation(client, server, statements.receive, record)
         session.on_end = conversation.end
@@ -280,6 +280,10 @@ class Postgres:
 
 
 ENGINE = Postgres
+
+
+async def _record(session: Session, kind: str, fields: dict[str, Any]) -> None:
+    await session.record(kind, **fields)
 
 
 def audited(action: Action) -> tuple[str, dict[str, Any]] | None:

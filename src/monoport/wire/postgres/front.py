@@ -4,8 +4,6 @@ Belongs here: the order in which these may come and what each is answered with. 
 decides those between the steps.
 """
 
-from typing import assert_never
-
 from monoport.wire.front import Cancel, Closed, Login, Secured, Send, StartTls, Step, Why
 from monoport.wire.postgres.messages import (
     MAX_NAME,
@@ -74,16 +72,12 @@ class PostgresFront:
         packet, size = parsed
         raw = bytes(self._buffer[:size])
         del self._buffer[:size]
-        match packet:
-            case SslRequest() | GssEncRequest():
-                return self._encryption(packet)
-            case CancelRequest():
-                self._done = True
-                return Cancel(packet.process_id, packet.secret)
-            case StartupMessage():
-                return self._startup(packet, raw)
-            case _:
-                assert_never(packet)
+        if isinstance(packet, SslRequest | GssEncRequest):
+            return self._encryption(packet)
+        if isinstance(packet, CancelRequest):
+            self._done = True
+            return Cancel(packet.process_id, packet.secret)
+        return self._startup(packet, raw)
 
     def refuse(self, why: Why, reason: str) -> bytes:
         """Return the FATAL ErrorResponse that tells the client `reason`."""

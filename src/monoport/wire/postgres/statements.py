@@ -84,7 +84,7 @@ Action: TypeAlias = Query | Prepare | Run | Call | CopyIn | Terminate
 
 # type byte: (limit of the message, bytes of its body that are kept)
 _KINDS: dict[bytes, tuple[int, int]] = {
-    b"Q": (_LARGE, MAX_STATEMENT),
+    b"Q": (_LARGE, MAX_STATEMENT + 1),
     b"P": (_LARGE, MAX_STATEMENT + MAX_NAME + 1),
     b"B": (_LARGE, MAX_HEADER),
     b"F": (_LARGE, 4),
@@ -180,7 +180,7 @@ class Statements:
         text, end, _ = self._body.partition(b"\0")
         if not end and not shortened:
             raise ProtocolError("query is not terminated")
-        statement = Statement(_text(text), length, shortened)
+        statement = Statement(_text(text[:MAX_STATEMENT]), length, shortened)
         self._names.saw(statement)
         actions.append(Query(statement))
 
