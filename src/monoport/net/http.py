@@ -244,6 +244,7 @@ class _Exchange:
         self._body: bytes | None = body
         self._start: h11.Response | None = None  # sent with the first piece of the body
         self._started = self._done = False
+        self._receiving = False  # the application waits in receive()
 
     async def run(self, app: App, scope: dict[str, Any]) -> bool:
         """Return whether the answer went out whole."""
@@ -258,16 +259,21 @@ class _Exchange:
         if not self._started:
             await self._connection.answer_error(500, "internal", "the server failed to answer; its log says why")
             return True
-        return self._done
+        if self._receiving:
+            _log.error("request left waiting for its peer", path=scope["path"])
+        return self._done and not self._receiving
 
     async def _receive(self) -> Message:
         if self._body is not None:
             body, self._body = self._body, None
             return {"type": "http.request", "body": body, "more_body": False}
+        self._receiving = True
         try:
             await self._connection.gone()
         except (_Gone, ConnectionError):
             return {"type": "http.disconnect"}
+        finally:
+            self._receiving = False
         return {"type": "http.disconnect"}
 
     async def _send(self, message: Message) -> None:
@@ -295,6 +301,8 @@ class _Exchange:
 
 def _check(request: h11.Request) -> None:
     """Refuse what h11 lets through and we have no use for; each has been a way to smuggle requests."""
+    if request.http_version not in (b"1.0", b"1.1"):
+        raise _Refused(505, "bad_request", "expected HTTP/1.1")
     names = [name for name, _ in request.headers]
     if b"transfer-encoding" in names and b"content-length" in names:
         raise _Refused(400, "bad_request", "Transfer-Encoding and Content-Length in one request")
