@@ -155,12 +155,11 @@ def visible(
     return isinstance(_decide(identity, question, roles, tuple(locks), now), _Grant)
 
 
-def authorize_verb(
+def authorize_verb(  # noqa: PLR0917  in the order of authorize
     identity: Identity,
     kind: str,
     verb: str,
     roles: Mapping[str, Role],
-    *,
     locks: Iterable[Lock] = (),
     now: datetime | None = None,
 ) -> Allowed | Denied:

@@ -98,14 +98,19 @@ def ask_database(database: Database, action: DatabaseLogin | None) -> Question:
     """Return the question whether `database` may be used so or, if None, merely seen."""
     checks: tuple[Check, ...] = ()
     if action is not None:
-        on = f'of "{database.name}" denied'
+        place = f'"{database.name}"'
         checks = (
-            Check("db_users", lambda conditions: conditions.db_users, action.user, f'user "{action.user}" {on}'),
+            Check(
+                "db_users",
+                lambda conditions: conditions.db_users,
+                action.user,
+                f'access to {place} as database user "{action.user}" denied',
+            ),
             Check(
                 "db_names",
                 lambda conditions: conditions.db_names,
                 action.database,
-                f'database "{action.database}" {on}',
+                f'access to database "{action.database}" on {place} denied',
             ),
         )
     return Question(
@@ -117,7 +122,7 @@ def ask_database(database: Database, action: DatabaseLogin | None) -> Question:
         selector_field="db_labels",
         selector=lambda conditions: conditions.db_labels,
         checks=checks,
-        reason=f'access to database "{database.name}" denied',
+        reason=f'access to "{database.name}" denied',
         user=action.user if action else None,
         database=action.database if action else None,
     )
