@@ -6,7 +6,7 @@ away the last state stays, so that they go on working.
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from types import MappingProxyType
 from typing import Protocol, assert_never
@@ -28,7 +28,7 @@ Key = tuple[str, str, str]
 class Watched(Protocol):
     """What a cache needs of the client."""
 
-    def watch(self) -> AsyncIterator[Change]:
+    def watch(self) -> AsyncGenerator[Change, None]:
         """The snapshot, Ready, then changes; raises AuthError when it ends."""
 
 
@@ -98,7 +98,7 @@ class Cache:
         failures = 0
         while True:
             try:
-                async with aclosing(self._client.watch()) as changes:  # type: ignore[type-var]
+                async with aclosing(self._client.watch()) as changes:
                     await self._follow(changes)
             except AuthError as error:
                 failures = 1 if self.connected else failures + 1

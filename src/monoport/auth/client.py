@@ -7,7 +7,7 @@ a Unix socket, loopback TCP, or any proxy of the cluster; TLS to the auth servic
 import asyncio
 import builtins
 import json
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import timedelta
@@ -21,6 +21,7 @@ from pydantic import BaseModel, ValidationError
 
 from monoport.access.identity import Destination, IdentityError, Kind, from_x509
 from monoport.access.resources import Resource, parse_document, to_document
+from monoport.audit.events import Event, from_json, to_json
 from monoport.auth import messages
 from monoport.auth.authorities import TrustedCas
 from monoport.auth.keys import Credentials
@@ -36,6 +37,8 @@ DIAL_SECONDS = 15.0  # connecting and TLS; a proxy between may have to wait for 
 ANSWER_SECONDS = 30.0  # a login may wait for others' password checks
 WATCH_SILENCE = 30.0  # the service says something every 10 s; three missed ones mean that it is gone
 MAX_ANSWER = 16 * 1024 * 1024  # octets; ten thousand nodes fit, an endless answer does not
+MAX_EVENTS = 256  # events of one request, as the service takes them
+BATCH_OCTETS = 512 * 1024  # octets of events in one request, half of what the service takes
 MAX_LINE = 1024 * 1024  # octets of one change in the watch stream; a resource is at most 256 KiB
 
 
@@ -280,12 +283,22 @@ class AuthClient:
         }
         return await self._post("/v1/certificates/database-client", request, messages.Certificate)
 
-    async def emit(self, events: Iterable[messages.Event]) -> None:
+    async def emit(self, events: Iterable[Event]) -> None:
         """Hands audit events over; on return they are durable. Events handed over twice are kept once."""
-        body = {"events": [event.model_dump(mode="json") for event in events]}
-        await self._call("POST", "/v1/events", body, again=True)
+        batch: builtins.list[dict[str, object]] = []
+        room = BATCH_OCTETS
+        for event in events:
+            document = to_json(event)
+            size = len(json.dumps(document))
+            if batch and (size > room or len(batch) >= MAX_EVENTS):
+                await self._call("POST", "/v1/events", {"events": batch}, again=True)
+                batch, room = [], BATCH_OCTETS
+            batch.append(document)
+            room -= size
+        if batch:
+            await self._call("POST", "/v1/events", {"events": batch}, again=True)
 
-    async def watch(self) -> AsyncIterator[Change]:
+    async def watch(self) -> AsyncGenerator[Change, None]:
         """The snapshot of roles, locks, nodes, databases and CAs, then `Ready`, then every change until the end.
 
         Raises:
@@ -314,7 +327,8 @@ class AuthClient:
         query = httpx.QueryParams({"limit": limit})
         query = query.set("before", before) if before else query
         query = query.set("type", event_type) if event_type else query
-        return await self._get(f"/v1/events?{query}", messages.EventPage)
+        answer = await self._call("GET", f"/v1/events?{query}")
+        return messages.EventPage(tuple(from_json(one) for one in answer["events"]), answer["next"])
 
     async def users_list(self) -> builtins.list[Resource]:
         """Local users, without anything secret."""
@@ -437,16 +451,15 @@ async def _bounded(response: httpx.Response) -> bytes:
     return bytes(data)
 
 
-async def _lines(response: httpx.Response) -> AsyncIterator[bytes]:
+async def _lines(response: httpx.Response) -> AsyncGenerator[bytes, None]:
     rest = bytearray()
-    async with aclosing(response.aiter_raw()) as chunks:
-        async for chunk in chunks:
-            *whole, last = (bytes(rest) + chunk).split(b"\n")
-            for line in whole:
-                yield line
-            if len(last) > MAX_LINE:
-                raise ValueError(f"a line of more than {MAX_LINE} octets")
-            rest = bytearray(last)
+    async for chunk in response.aiter_raw():
+        *whole, last = (bytes(rest) + chunk).split(b"\n")
+        for line in whole:
+            yield line
+        if len(last) > MAX_LINE:
+            raise ValueError(f"a line of more than {MAX_LINE} octets")
+        rest = bytearray(last)
 
 
 def _change(line: Mapping[str, Any]) -> Change | None:

@@ -4,11 +4,13 @@ Belongs here: their shape and bounds. What they mean, `service` decides; resourc
 `access.resources`. Public keys go in, certificates come out; there is no field a private key would fit into.
 """
 
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from monoport.audit.events import Event
 from monoport.auth.authorities import TrustedCas
 
 TokenType = Literal["node", "db", "app", "kube", "trusted_cluster", "proxy", "auth"]
@@ -136,15 +138,16 @@ class NewToken(Request):
     value: Annotated[str, Field(min_length=1, max_length=255)] | None = None
 
 
-class Event(BaseModel):
-    """An audit event as it travels; `fields` hold what its type has."""
+class NamedToken(Request):
+    """A token to remove, named by its id or its value."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    token: Annotated[str, Field(min_length=1, max_length=1024)]
 
-    id: Annotated[str, Field(min_length=1, max_length=64)]
-    time: datetime
-    type: Annotated[str, Field(min_length=1, max_length=64)]
-    fields: dict[str, Any] = {}
+
+class Events(Request):
+    """Events of one hand-over, as `audit.events.to_json` writes them."""
+
+    events: Annotated[tuple[dict[str, Any], ...], Field(max_length=256)]
 
 
 class UserCertificates(Answer):
@@ -209,7 +212,8 @@ class Status(Answer):
     counts: dict[str, int]
 
 
-class EventPage(Answer):
+@dataclass(frozen=True, slots=True)
+class EventPage:
     """Audit events, newest first; `next` continues the listing, None at its end."""
 
     events: tuple[Event, ...]

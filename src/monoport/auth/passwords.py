@@ -15,6 +15,7 @@ from typing import TypeVar
 from argon2 import PasswordHasher
 from argon2.exceptions import InvalidHashError, VerificationError, VerifyMismatchError
 
+from monoport.auth.refusals import Invalid, LoginLocked, TooBusy, WrongPassword
 from monoport.errors import Failure
 
 Result = TypeVar("Result")
@@ -26,28 +27,6 @@ MAX_WAITING = 64  # a few seconds of queue; whoever comes later is told at once
 MIN_LENGTH = 8  # NIST SP 800-63B section 5.1.1.2
 MAX_LENGTH = 1024  # octets; hashing cost must not depend on what a stranger sends
 MAX_TRACKED = 10_000  # names whose failures are remembered; forgetting one costs an attacker 10 000 slow tries
-
-
-class WrongPassword(Failure):
-    """The name is unknown or the password is wrong; nobody is told which."""
-
-    def __init__(self) -> None:
-        super().__init__("wrong user name or password")
-
-
-class LoginLocked(Failure):
-    """Too many failures for this name, known or not."""
-
-    def __init__(self) -> None:
-        minutes = int(LOCK_TIME.total_seconds() // 60)
-        super().__init__(f"too many failed logins: this account is locked for up to {minutes} minutes")
-
-
-class TooBusy(Failure):
-    """More logins wait than can be served soon."""
-
-    def __init__(self) -> None:
-        super().__init__("too many logins at once: try again in a few seconds")
 
 
 @dataclass(slots=True)
@@ -75,11 +54,11 @@ class Passwords:
         self.verifications = 0
 
     async def hash(self, password: str) -> str:
-        """The PHC string of a new password; raises Failure if it is too short or too long."""
+        """The PHC string of a new password; raises Invalid if it is too short or too long."""
         if len(password) < MIN_LENGTH:
-            raise Failure(f"the password is too short: {len(password)} characters, at least {MIN_LENGTH} are needed")
+            raise Invalid(f"the password is too short: {len(password)} characters, at least {MIN_LENGTH} are needed")
         if len(password.encode()) > MAX_LENGTH:
-            raise Failure(f"the password is too long: at most {MAX_LENGTH} octets")
+            raise Invalid(f"the password is too long: at most {MAX_LENGTH} octets")
         with self._queued():
             return await self._work(lambda: self._hasher.hash(password))
 
@@ -105,7 +84,8 @@ class Passwords:
     async def _try(self, tries: _Tries, password: str, stored: str | None) -> str | None:
         if tries.locked_until is not None:
             if self._now() < tries.locked_until:
-                raise LoginLocked
+                minutes = int(LOCK_TIME.total_seconds() // 60)
+                raise LoginLocked(f"too many failed logins: this account is locked for up to {minutes} minutes")
             tries.failures, tries.locked_until = 0, None
         if not await self._verify(stored, password):
             tries.failures += 1
@@ -154,7 +134,7 @@ class Passwords:
     @contextmanager
     def _queued(self) -> Iterator[None]:
         if self._waiting >= MAX_WAITING:
-            raise TooBusy
+            raise TooBusy("too many logins at once: try again in a few seconds")
         self._waiting += 1
         try:
             yield

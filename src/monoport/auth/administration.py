@@ -1,0 +1,271 @@
+"""Managing what the auth service stores: users, roles, locks, tokens, resources, certificates without a login, events.
+
+Belongs here: operations that rules of roles allow (`allow.rules`), each checked and noted in the audit log. Operations
+that belong to a kind of caller are in `service`.
+"""
+
+from datetime import timedelta
+from typing import assert_never
+
+from monoport.access.decide import visible
+from monoport.access.identity import Identity, Kind
+from monoport.access.resources import (
+    Database,
+    Lock,
+    LockSpec,
+    LockTarget,
+    Metadata,
+    Node,
+    Resource,
+    Role,
+    Token,
+    TokenSpec,
+    User,
+    UserSpec,
+)
+from monoport.access.roles import session_ttl
+from monoport.auth import messages
+from monoport.auth.issue import USER_TTL
+from monoport.auth.permissions import require_current, require_verb
+from monoport.auth.refusals import Conflict, Forbidden, Invalid, NotFound
+from monoport.auth.service import Service
+from monoport.auth.tokens import JoinToken
+
+LISTED = frozenset({"node", "db"})  # kinds that users see part of without a rule: what their roles let them reach
+
+
+class Administration:
+    """The managing operations of one cluster's auth service.
+
+    Args:
+        service: whose parts these operations manage and whose audit log they write.
+    """
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._parts = service.parts
+
+    # --- resources
+
+    async def list(self, caller: Identity, kind: str) -> tuple[Resource, ...]:
+        """The resources of a kind that the caller may see: for nodes and databases, those in reach."""
+        try:
+            await self._require(caller, kind, "list")
+        except Forbidden:
+            if kind not in LISTED or caller.kind is not Kind.USER:
+                raise
+            return await self._in_reach(caller, kind)
+        return await self._all(kind)
+
+    async def get(self, caller: Identity, kind: str, name: str) -> Resource:
+        """One resource; raises NotFound."""
+        try:
+            await self._require(caller, kind, "read")
+            candidates = await self._all(kind)
+        except Forbidden:
+            if kind not in LISTED or caller.kind is not Kind.USER:
+                raise
+            candidates = await self._in_reach(caller, kind)
+        for resource in candidates:
+            if name == resource.name or (isinstance(resource, Node) and name == resource.spec.hostname):
+                return resource
+        raise NotFound(f"no {kind}/{name}")
+
+    async def create(self, caller: Identity, resource: Resource, force: bool) -> Resource:
+        """Stores a document; raises Exists unless `force`, Invalid for what only its owner registers."""
+        await self._require(caller, resource.kind, "create")
+        if force:
+            await self._require(caller, resource.kind, "update")
+        await self._store(resource, force)
+        await self._note(caller, f"{resource.kind}.create", name=_shown(resource))
+        return resource
+
+    async def delete(self, caller: Identity, kind: str, name: str) -> None:
+        """Removes a resource; raises NotFound, or Conflict for a role that users still have."""
+        await self._require(caller, kind, "delete")
+        match kind:
+            case "user":
+                await self._remove_user(name)
+            case "token":
+                await self._parts.tokens.remove(name)
+            case "role":
+                await self._require_unused(name)
+                await self._parts.resources.delete(kind, name)
+            case "lock" | "node" | "db":
+                await self._parts.resources.delete(kind, name)
+            case _:
+                raise NotFound(f"no {kind}/{name}")
+        await self._note(caller, f"{kind}.delete", name="" if kind == "token" else name)
+
+    async def _store(self, resource: Resource, force: bool) -> None:
+        match resource:
+            case Role() | Lock():
+                if force:
+                    await self._parts.resources.put(resource, resource.metadata.expires)
+                else:
+                    await self._parts.resources.create(resource, resource.metadata.expires)
+            case User():
+                await self._require_roles(resource)
+                if force:
+                    await self._parts.users.put(resource)
+                else:
+                    await self._parts.users.add(resource, None)
+            case Token():
+                expires = resource.metadata.expires
+                ttl = None if expires is None else expires - self._parts.now()
+                await self._parts.tokens.add(resource.spec.types, ttl, resource.name)
+            case Node() | Database():
+                raise Invalid(f"a {resource.kind} is registered by its agent, not by hand")
+            case _:
+                assert_never(resource)
+
+    async def _all(self, kind: str) -> tuple[Resource, ...]:
+        match kind:
+            case "user":
+                return await self._parts.users.list()
+            case "token":
+                return tuple(_document(token) for token in await self._parts.tokens.list())
+            case "role" | "lock" | "node" | "db":
+                return await self._parts.resources.list(kind)
+            case _:
+                raise NotFound(f"no resources of kind {kind}")
+
+    async def _in_reach(self, caller: Identity, kind: str) -> tuple[Resource, ...]:
+        locks, now = await self._parts.resources.locks(), self._parts.now()
+        require_current(caller, locks, now)
+        roles = await self._parts.resources.roles()
+        return tuple(
+            one
+            for one in await self._parts.resources.list(kind)
+            if isinstance(one, Node | Database) and visible(caller, one, roles, locks, now)
+        )
+
+    # --- users
+
+    async def users_add(self, caller: Identity, request: messages.NewUser) -> User:
+        """Adds a user with a password."""
+        await self._require(caller, "user", "create")
+        user = User(
+            metadata=Metadata(name=request.name),
+            spec=UserSpec(roles=request.roles, traits=dict(request.traits)),
+        )
+        await self._require_roles(user)
+        await self._parts.users.add(user, request.password)
+        await self._lift(user.name)
+        await self._note(caller, "user.create", name=user.name, roles=list(user.spec.roles))
+        return user
+
+    async def users_reset(self, caller: Identity, name: str, request: messages.NewPassword) -> None:
+        """Sets a user's password and lifts the lock after failures."""
+        await self._require(caller, "user", "update")
+        await self._parts.users.reset(name, request.password)
+        await self._note(caller, "user.reset", name=name)
+
+    async def _remove_user(self, name: str) -> None:
+        user = await self._parts.users.get(name)
+        roles = await self._parts.resources.roles()
+        longest = session_ttl([roles[role] for role in user.spec.roles if role in roles], USER_TTL)
+        # First the lock, then the account: whatever happens between, nobody is left with a certificate and no lock.
+        until = self._parts.now() + longest
+        lock = Lock(
+            metadata=Metadata(name=_removal(name), expires=until),
+            spec=LockSpec(target=LockTarget(user=name), message="the user was removed", expires=until),
+        )
+        await self._parts.resources.put(lock, until)
+        await self._parts.users.remove(name)
+
+    async def _lift(self, name: str) -> None:
+        """Ends the lock that removing a user of this name had set: the administrator wants the name back."""
+        try:
+            await self._parts.resources.delete("lock", _removal(name))
+        except NotFound:
+            return
+
+    async def _require_roles(self, user: User) -> None:
+        roles = await self._parts.resources.roles()
+        missing = [name for name in user.spec.roles if name not in roles]
+        if missing:
+            raise Invalid(f"no role {', '.join(missing)}: there are {', '.join(sorted(roles))}")
+
+    async def _require_unused(self, role: str) -> None:
+        holders = [user.name for user in await self._parts.users.list() if role in user.spec.roles]
+        if holders:
+            raise Conflict(f'role "{role}" is held by {", ".join(holders[:5])}{" ..." if len(holders) > 5 else ""}')
+
+    # --- tokens
+
+    async def tokens_list(self, caller: Identity) -> tuple[messages.Token, ...]:
+        """Join tokens that are still good, without their values."""
+        await self._require(caller, "token", "list")
+        tokens = await self._parts.tokens.list()
+        return tuple(messages.Token(id=one.id, types=one.types, expires=one.expires) for one in tokens)
+
+    async def tokens_add(self, caller: Identity, request: messages.NewToken) -> messages.MadeToken:
+        """Makes a join token; the answer alone has its value."""
+        await self._require(caller, "token", "create")
+        ttl = None if request.ttl is None else timedelta(seconds=request.ttl)
+        value, token = await self._parts.tokens.add(request.types, ttl, request.value)
+        await self._note(caller, "token.create", id=token.id, types=list(token.types))
+        return messages.MadeToken(
+            token=value, id=token.id, ca_pin=self._parts.issuer.pins()[0], types=token.types, expires=token.expires
+        )
+
+    async def tokens_remove(self, caller: Identity, request: messages.NamedToken) -> None:
+        """Removes a token by its id or its value."""
+        await self._require(caller, "token", "delete")
+        await self._parts.tokens.remove(request.token)
+        await self._note(caller, "token.delete")
+
+    # --- certificates and events
+
+    async def sign_user(self, caller: Identity, request: messages.SignUser) -> messages.UserCertificates:
+        """User certificates without a login; roles set the longest they live."""
+        await self._require(caller, "certificate", "create")
+        user = await self._parts.users.get(request.user)
+        known = await self._parts.resources.roles()
+        roles = {name: known.get(name) for name in user.spec.roles}
+        ttl = None if request.ttl is None else timedelta(seconds=request.ttl)
+        identity = self._parts.issuer.identity(user, roles, ttl)
+        certificates = self._parts.issuer.user(identity, roles, request.public_key, request.ssh_public_key)
+        await self._note(caller, "certificate.user", name=user.name, expires=identity.expires.isoformat())
+        return certificates
+
+    async def sign_database_server(self, caller: Identity, request: messages.SignServer) -> messages.Certificate:
+        """A database server's certificate."""
+        await self._require(caller, "certificate", "create")
+        ttl = None if request.ttl is None else timedelta(seconds=request.ttl)
+        certificate = self._parts.issuer.database_server(request.hosts, request.public_key, ttl)
+        hosts, expires = list(request.hosts), certificate.expires.isoformat()
+        await self._note(caller, "certificate.database_server", hosts=hosts, expires=expires)
+        return certificate
+
+    async def events(
+        self, caller: Identity, limit: int, before: str | None, event_type: str | None
+    ) -> messages.EventPage:
+        """Audit events, newest first."""
+        await self._require(caller, "event", "list")
+        return await self._parts.events.page(limit, before, event_type)
+
+    # --- how
+
+    async def _require(self, caller: Identity, kind: str, verb: str) -> None:
+        roles, locks = await self._parts.resources.roles(), await self._parts.resources.locks()
+        require_verb(caller, kind, verb, roles, locks, self._parts.now())
+
+    async def _note(self, caller: Identity, event_type: str, **fields: object) -> None:
+        await self._service.record(event_type, by=str(caller), **fields)
+
+
+def _removal(user: str) -> str:
+    return f"removed-{user}"
+
+
+def _document(token: JoinToken) -> Token:
+    return Token(
+        metadata=Metadata(name=token.id, expires=token.expires),
+        spec=TokenSpec.model_validate({"types": list(token.types)}),
+    )
+
+
+def _shown(resource: Resource) -> str:
+    return "" if isinstance(resource, Token) else resource.name  # a token's name is the secret

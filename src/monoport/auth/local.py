@@ -1,0 +1,255 @@
+"""The auth service inside a daemon: its files, its socket, its own certificates and those of the administrator.
+
+Belongs here: putting the parts together in one data folder, and the work that goes on by itself (renewing, expiring).
+For other roles of the same daemon it signs host certificates without a token: they are in this process already.
+"""
+
+import asyncio
+import json
+import os
+import socket
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack, suppress
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Self
+
+import structlog
+from argon2 import PasswordHasher
+
+from monoport.auth import api, authorities
+from monoport.auth.administration import Administration
+from monoport.auth.authorities import TrustedCas
+from monoport.auth.eventlog import EventLog
+from monoport.auth.inventory import Inventory
+from monoport.auth.issue import Issuer
+from monoport.auth.join import Hosts
+from monoport.auth.keys import Credentials, KeyPair, generate, identity_files, write_private
+from monoport.auth.messages import HostCertificates
+from monoport.auth.names import principals
+from monoport.auth.passwords import Passwords
+from monoport.auth.resources import Resources
+from monoport.auth.server import Server
+from monoport.auth.service import Parts, Service
+from monoport.auth.storage.interface import Storage
+from monoport.auth.storage.sqlite import SqliteStorage
+from monoport.auth.tokens import Tokens
+from monoport.auth.transport import Dial
+from monoport.auth.users import Users
+from monoport.errors import Failure
+from monoport.net import memory
+from monoport.net.sockets import SocketStream
+from monoport.net.stream import Stream
+
+_log = structlog.get_logger()
+
+OWN_TTL = timedelta(days=1)  # of the service's and the administrator's certificates, which are renewed every half day
+TICK = 1.0  # seconds between two looks for what expired or was locked: the rule is "within 5 s"
+BACKLOG = 128  # of the Unix socket; its callers are on this machine
+
+
+def utc_now() -> datetime:
+    """The system clock's time."""
+    return datetime.now(UTC)
+
+
+class LocalAuth:
+    """One cluster's auth service in this process; made by `open`.
+
+    Args:
+        data_dir: where its files are; it must exist, and belong to this process alone.
+        parts: the service's rooms. storage: what they keep.
+    """
+
+    def __init__(self, data_dir: Path, parts: Parts, storage: Storage) -> None:
+        self.data_dir = data_dir
+        self.service = Service(parts)
+        self.administration = Administration(self.service)
+        self.ready = asyncio.Event()
+        self._parts = parts
+        self._storage = storage
+        self._credentials, self._renew_at = self._sign_own()
+        app = api.build(self.service, self.administration)
+        self._server = Server(app, lambda: self._credentials, parts.now)
+        self._connections: asyncio.TaskGroup | None = None
+        self._admin_pair = generate()
+
+    @classmethod
+    async def open(
+        cls,
+        data_dir: Path,
+        cluster: str,
+        *,
+        now: Callable[[], datetime] = utc_now,
+        hasher: PasswordHasher | None = None,
+        storage: Storage | None = None,
+    ) -> Self:
+        """Opens or makes a cluster in a data folder.
+
+        Args:
+            cluster: its name; a folder of another cluster is refused with Failure.
+            now: the time. hasher: argon2id with other parameters. storage: other than auth.db.
+        """
+        store = storage or await SqliteStorage.open(data_dir / "auth.db", now)
+        async with AsyncExitStack() as undo:
+            undo.push_async_callback(store.close)
+            issuer = Issuer(await authorities.ensure(store, cluster, now), now)
+            resources = Resources(store)
+            await resources.seed()
+            tokens = Tokens(store, now)
+            parts = Parts(
+                cluster=cluster,
+                users=Users(store, Passwords(now, hasher)),
+                tokens=tokens,
+                resources=resources,
+                inventory=Inventory(resources, now),
+                hosts=Hosts(store, tokens, issuer, cluster, now),
+                issuer=issuer,
+                events=EventLog(data_dir / "events.db"),
+                now=now,
+            )
+            local = cls(data_dir, parts, store)
+            undo.pop_all()
+        return local
+
+    @property
+    def cas(self) -> TrustedCas:
+        """The cluster's CAs."""
+        return self._parts.issuer.trusted()
+
+    @property
+    def pins(self) -> tuple[str, ...]:
+        """What --ca-pin takes."""
+        return self._parts.issuer.pins()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_error: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Closes the files."""
+        await self._storage.close()
+        await self._parts.events.close()
+
+    async def run(self) -> None:
+        """Serves data_dir/auth.sock and streams from `dial` and `serve` until cancelled; sets `ready` when it does."""
+        path = self.data_dir / "auth.sock"
+        self.write_admin()
+        listening = _listen(path)
+        try:
+            async with asyncio.TaskGroup() as group:
+                self._connections = group
+                group.create_task(self._tick())
+                self.ready.set()
+                while True:
+                    group.create_task(self._server.serve(await _accept(listening)))
+        finally:
+            self.ready.clear()
+            self._connections = None
+            listening.close()
+            with suppress(FileNotFoundError):
+                path.unlink()
+
+    async def serve(self, stream: Stream) -> None:
+        """Serves one connection to its end, such as one that a proxy of this daemon passes through."""
+        await self._server.serve(stream)
+
+    def dial(self) -> Dial:
+        """A dialer that leads here without a socket; the caller is verified all the same."""
+
+        async def dial() -> Stream:
+            if self._connections is None:
+                raise ConnectionError("the auth service is not running")
+            ours, theirs = memory.pair()
+            self._connections.create_task(self._server.serve(theirs))
+            return ours
+
+        return dial
+
+    async def admit(self, role: str, name: str, names: Sequence[str] = ()) -> tuple[KeyPair, HostCertificates]:
+        """Key and certificates for another role of this daemon, which needs no token.
+
+        Args:
+            role: "proxy", "node", "db", ... name: the daemon's nodename. names: of a proxy's TLS certificate.
+        """
+        pair = generate()
+        certificates = await self._parts.hosts.admit(
+            name=name, roles=(role,), names=names, public_key=pair.public, ssh_public_key=pair.ssh_public
+        )
+        return pair, certificates
+
+    def write_admin(self) -> None:
+        """Writes the administrator's identity, which tctl uses: whoever can read it is root of this cluster."""
+        pair = self._admin_pair  # one key for the life of this process: tctl never reads a pair that does not fit
+        certificates = self._host(pair, "admin", "admin", ())
+        certificate, key, ssh_certificate = identity_files(self.data_dir, "admin")
+        write_private(key, pair.private)
+        write_private(certificate, certificates.certificate)
+        write_private(ssh_certificate, certificates.ssh_certificate)
+        write_private(self.data_dir / "cas.json", json.dumps(certificates.cas.to_json()))
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(TICK)
+            try:
+                await self.tick()
+            except Failure as error:
+                _log.error("auth upkeep failed", error=str(error))
+
+    async def tick(self) -> None:
+        """One look for what has expired or was locked, and renewal of our own certificates when it is time."""
+        await self._storage.sweep()
+        self._server.sweep(await self._parts.resources.locks())
+        if self._parts.now() >= self._renew_at:
+            self._credentials, self._renew_at = self._sign_own()
+            self.write_admin()
+
+    def _sign_own(self) -> tuple[Credentials, datetime]:
+        pair = generate()
+        certificates = self._host(pair, "auth", "auth", (self._parts.cluster,))
+        credentials = Credentials(certificates.certificate, pair.private, certificates.cas)
+        return credentials, self._parts.now() + OWN_TTL / 2
+
+    def _host(self, pair: KeyPair, role: str, name: str, names: Sequence[str]) -> HostCertificates:
+        host_id = f"{role}.local"  # hosts that join have a UUID; this is how the audit log shows tctl
+        return self._parts.issuer.host(
+            host_id,
+            roles=(role,),
+            principals=principals(host_id, name, self._parts.cluster),
+            names=names,
+            public_key=pair.public,
+            ssh_public_key=pair.ssh_public,
+            ttl=OWN_TTL,
+        )
+
+
+async def _accept(listening: socket.socket) -> Stream:
+    """The next connection; out of descriptors, it waits until there are some again."""
+    loop = asyncio.get_running_loop()
+    while True:
+        try:
+            accepted, _ = await loop.sock_accept(listening)
+        except OSError as error:
+            _log.error("auth socket cannot accept", error=error.strerror)
+            await asyncio.sleep(TICK)
+            continue
+        return SocketStream(accepted)
+
+
+def _listen(path: Path) -> socket.socket:
+    """A Unix socket that only this user can connect to; one left behind by a killed daemon is replaced."""
+    with suppress(FileNotFoundError):
+        path.unlink()
+    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+    before = os.umask(0o177)
+    try:
+        listening.bind(str(path))
+        listening.listen(BACKLOG)
+    except OSError as error:
+        listening.close()
+        raise Failure(f"{path}: {error.strerror or error}") from error
+    finally:
+        os.umask(before)
+    return listening

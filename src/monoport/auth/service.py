@@ -1,0 +1,302 @@
+"""What the auth service does for users, proxies and agents; each operation checks its caller first.
+
+Belongs here: operations on certificates, presence and audit events. Managing what is stored is `administration`;
+HTTP is `api`; which kind of caller may do what at all is the table in `permissions`.
+"""
+
+import ipaddress
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from typing import Any
+
+from cryptography import x509
+
+import monoport
+from monoport.access.decide import DatabaseLogin, Denied, authorize, visible
+from monoport.access.identity import Destination, Identity, IdentityError, Kind, from_x509
+from monoport.access.locks import lock_for
+from monoport.access.resources import Database, Resource, Role, User
+from monoport.audit.events import Event, EventIds, make
+from monoport.auth import messages
+from monoport.auth.authorities import TrustedCas
+from monoport.auth.eventlog import EventLog
+from monoport.auth.inventory import Inventory
+from monoport.auth.issue import Issuer
+from monoport.auth.join import Hosts
+from monoport.auth.permissions import Operation, require
+from monoport.auth.refusals import Forbidden, Invalid, NotFound, UserLocked, WrongPassword
+from monoport.auth.resources import Resources, Write
+from monoport.auth.tokens import Tokens
+from monoport.auth.users import Users
+
+# Only the auth service itself knows of these; a host that could emit them could invent logins.
+OWN_EVENTS = ("user.", "role.", "token.", "lock.", "host.", "certificate.", "auth.")
+DATABASE_SESSION = timedelta(hours=1)  # a database client certificate serves to connect, not to stay connected
+MAX_EVENTS = 256  # events of one request
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What a service is made of."""
+
+    cluster: str
+    users: Users
+    tokens: Tokens
+    resources: Resources
+    inventory: Inventory
+    hosts: Hosts
+    issuer: Issuer
+    events: EventLog
+    now: Callable[[], datetime]
+
+
+class Service:
+    """The operations of one cluster's auth service.
+
+    Args:
+        parts: its rooms.
+    """
+
+    def __init__(self, parts: Parts) -> None:
+        self.parts = parts
+        self._ids = EventIds(parts.now)
+
+    # --- for everybody
+
+    async def status(self, caller: Identity) -> messages.Status:
+        """The cluster and who is asking; counts are for administrators."""
+        await self._require(caller, Operation.STATUS)
+        counts: dict[str, int] = {}
+        if "admin" in caller.roles and caller.kind is Kind.HOST:
+            counts = {kind: len(await self.parts.resources.list(kind)) for kind in ("node", "db", "role", "lock")}
+            counts["user"] = len(await self.parts.users.list())
+            counts["token"] = len(await self.parts.tokens.list())
+        return messages.Status(
+            cluster=self.parts.cluster,
+            version=monoport.__version__,
+            ca_pins=self.parts.issuer.pins(),
+            authorities=self.parts.issuer.describe(),
+            caller=str(caller),
+            roles=caller.roles,
+            counts=counts,
+        )
+
+    async def cas(self, caller: Identity) -> TrustedCas:
+        """The cluster's CAs."""
+        await self._require(caller, Operation.CAS)
+        return self.parts.issuer.trusted()
+
+    # --- for proxies
+
+    async def authenticate(self, caller: Identity, request: messages.Authenticate) -> messages.UserCertificates:
+        """A first login; raises WrongPassword, LoginLocked, TooBusy, UserLocked."""
+        await self._require(caller, Operation.AUTHENTICATE)
+        source = _address(request.source)
+        noted = {"user": f"{request.user}@{self.parts.cluster}", "source": request.source, "proxy": caller.name}
+        try:
+            user = await self.parts.users.authenticate(request.user, request.password)
+        except WrongPassword:
+            await self.record("user.login", **noted, success=False, reason="wrong user name or password")
+            raise
+        ttl = None if request.ttl is None else timedelta(seconds=request.ttl)
+        held = _held(user.spec.roles, await self.parts.resources.roles())
+        identity = self.parts.issuer.identity(user, held, ttl, source)
+        locks = await self.parts.resources.locks()
+        lock = lock_for(identity, locks, self.parts.now())
+        if lock is not None:
+            await self.record("user.login", **noted, success=False, reason=f"lock {lock.name}")
+            raise UserLocked(f'the user "{user.name}" is locked')
+        certificates = self.parts.issuer.user(identity, held, request.public_key, request.ssh_public_key)
+        expires = identity.expires.isoformat()
+        await self.record("user.login", **noted, success=True, roles=list(identity.roles), expires=expires)
+        return certificates
+
+    async def join(self, caller: Identity, request: messages.Join) -> messages.HostCertificates:
+        """A host's first certificates; raises TokenUnknown, TokenExpired, TokenType, Invalid."""
+        await self._require(caller, Operation.JOIN)
+        certificates = await self.parts.hosts.join(request)
+        await self.record(
+            "host.join",
+            host_id=certificates.host_id,
+            name=request.name,
+            roles=list(request.roles),
+            source=request.source,
+            proxy=caller.name,
+        )
+        return certificates
+
+    # --- for users
+
+    async def reissue(self, caller: Identity, request: messages.Reissue) -> messages.UserCertificates:
+        """A narrower certificate: fewer rights than the caller has, for no longer than the login."""
+        await self._require(caller, Operation.REISSUE)
+        user = await self._user_of(caller)
+        roles = await self.parts.resources.roles()
+        ttl = None if request.ttl is None else timedelta(seconds=request.ttl)
+        destination = await self._destination(caller, request.destination, roles)
+        held = _held(user.spec.roles, roles)
+        present = self.parts.issuer.identity(user, held, ttl, caller.login_ip)
+        identity = narrow(caller, present, destination)
+        ssh_key = request.ssh_public_key if destination is None else None
+        return self.parts.issuer.user(identity, held, request.public_key, ssh_key)
+
+    async def _user_of(self, caller: Identity) -> User:
+        try:
+            return await self.parts.users.get(caller.name)
+        except NotFound:
+            raise Forbidden(f'the user "{caller.name}" was removed', "no such user") from None
+
+    async def _destination(
+        self, caller: Identity, wanted: messages.RouteTo | None, roles: Mapping[str, Role]
+    ) -> Destination | None:
+        if wanted is None:
+            return caller.destination
+        if wanted.kind != "db":
+            raise Invalid(f"certificates for {wanted.kind} are not served yet")
+        database = await self._visible_database(caller, wanted.name, roles)
+        if wanted.protocol and wanted.protocol != database.spec.protocol:
+            raise Invalid(f'database "{wanted.name}" speaks {database.spec.protocol}, not {wanted.protocol}')
+        if wanted.user and wanted.database:
+            action = DatabaseLogin(wanted.user, wanted.database)
+            locks = await self.parts.resources.locks()
+            decision = authorize(caller, database, action, roles, locks, self.parts.now())
+            if isinstance(decision, Denied):
+                raise Forbidden(decision.reason, decision.rule)
+        return Destination("db", wanted.name, database.spec.protocol, wanted.user, wanted.database)
+
+    async def _visible_database(self, caller: Identity, name: str, roles: Mapping[str, Role]) -> Database:
+        locks = await self.parts.resources.locks()
+        for resource in await self.parts.resources.list("db"):
+            if resource.name == name and isinstance(resource, Database):
+                if visible(caller, resource, roles, locks, self.parts.now()):
+                    return resource
+                break
+        raise NotFound(f'no database "{name}", or no role of yours allows it')
+
+    # --- for hosts
+
+    async def renew(self, caller: Identity, request: messages.Renew) -> messages.HostCertificates:
+        """The calling host's next certificates."""
+        await self._require(caller, Operation.RENEW)
+        return await self.parts.hosts.renew(caller, request)
+
+    async def heartbeat(self, caller: Identity, resource: Resource) -> None:
+        """Notes that a node or database of the calling host is there."""
+        await self._require(caller, Operation.HEARTBEAT)
+        await self.parts.inventory.heartbeat(caller, resource)
+
+    async def watch(self, caller: Identity, write: Write) -> None:
+        """Writes one watch; agents are not told of nodes and databases."""
+        await self._require(caller, Operation.WATCH)
+        sees_all = not {"proxy", "auth", "admin"}.isdisjoint(caller.roles)
+        kinds = frozenset({"role", "lock", "node", "db"} if sees_all else {"role", "lock"})
+        issuer = self.parts.issuer
+        await self.parts.resources.follow(kinds, lambda: issuer.trusted().to_json(), issuer.prefix, write)
+
+    async def emit(self, caller: Identity, events: Sequence[Event]) -> None:
+        """Keeps a host's audit events, each once, marked with where they came from; durable on return."""
+        await self._require(caller, Operation.EMIT)
+        if len(events) > MAX_EVENTS:
+            raise Invalid(f"{len(events)} events in one request, limit {MAX_EVENTS}")
+        for event in events:
+            if event.type.startswith(OWN_EVENTS):
+                raise Forbidden(f"events of type {event.type} are the auth service's own", f"emitted by {caller}")
+        marked = [replace(event, fields={**event.fields, "host_id": caller.name}) for event in events]
+        await self.parts.events.append(marked)
+
+    async def database_client(self, caller: Identity, request: messages.DatabaseClient) -> messages.Certificate:
+        """A database client certificate for a user's session, if their role allows it and the agent serves it."""
+        await self._require(caller, Operation.DATABASE_CLIENT)
+        user = self._passed_along(request.certificate)
+        databases = await self.parts.resources.list("db")
+        found = [one for one in databases if one.name == request.name and isinstance(one, Database)]
+        own = next((one for one in found if one.spec.host_id == caller.name), None)
+        if own is None:
+            raise Forbidden(f'database "{request.name}" is not registered by this agent', f"asked by {caller}")
+        action = DatabaseLogin(request.user, request.database)
+        roles, locks = await self.parts.resources.roles(), await self.parts.resources.locks()
+        decision = authorize(user, own, action, roles, locks, self.parts.now())
+        if isinstance(decision, Denied):
+            raise Forbidden(decision.reason, decision.rule)
+        longest = DATABASE_SESSION if request.ttl is None else min(timedelta(seconds=request.ttl), DATABASE_SESSION)
+        return self.parts.issuer.database_client(
+            request.public_key, request.user, min(decision.until, self.parts.now() + longest)
+        )
+
+    def _passed_along(self, pem: str) -> Identity:
+        try:
+            certificate = x509.load_pem_x509_certificate(pem.encode())
+            user = from_x509(certificate, self.parts.issuer.trusted(), self.parts.now())
+        except (IdentityError, ValueError) as error:
+            raise Forbidden(f"the user's certificate is not accepted: {error}", "user certificate") from error
+        if user.kind is not Kind.USER:
+            raise Forbidden("database sessions are for users", f"certificate of {user}")
+        return user
+
+    # --- how
+
+    async def _require(self, caller: Identity, operation: Operation) -> None:
+        require(caller, operation, await self.parts.resources.locks(), self.parts.now())
+
+    async def record(self, event_type: str, **fields: Any) -> None:
+        """Keeps one audit event of the auth service itself."""
+        await self.parts.events.append([make(self._ids, event_type, fields)])
+
+
+def narrow(caller: Identity, present: Identity, destination: Destination | None) -> Identity:
+    """The most that a reissued certificate may be: what the caller's certificate says and what is still true.
+
+    Args:
+        caller: as its certificate says. present: the same user as a login at this moment would make it.
+        destination: what the new certificate is for.
+    Raises:
+        Forbidden: the caller's certificate is for something else already.
+    """
+    if caller.destination is not None and not _within(destination, caller.destination):
+        raise Forbidden("this certificate is for another destination: sign in again", "reissue may only narrow")
+    usage = caller.usage if destination is None else (destination.kind,)
+    if caller.usage and not set(usage) <= set(caller.usage):
+        raise Forbidden("this certificate is for another use: sign in again", "reissue may only narrow")
+    traits = {
+        name: tuple(value for value in values if value in present.traits.get(name, ()))
+        for name, values in caller.traits.items()
+    }
+    return Identity(
+        Kind.USER,
+        caller.name,
+        caller.cluster,
+        roles=tuple(role for role in caller.roles if role in present.roles),
+        traits={name: values for name, values in traits.items() if values},
+        principals=tuple(login for login in caller.principals if login in present.principals),
+        expires=min(caller.expires, present.expires),
+        destination=destination,
+        usage=usage,
+        login_ip=caller.login_ip,
+        generation=caller.generation,
+    )
+
+
+def _within(new: Destination | None, old: Destination) -> bool:
+    """Whether the new destination is the old one, at most with parts filled in that were open."""
+    if new is None or (new.kind, new.name) != (old.kind, old.name):
+        return False
+    pairs = ((new.protocol, old.protocol), (new.user, old.user), (new.database, old.database))
+    return all(before in ("", after) for after, before in pairs)
+
+
+def _held(names: Iterable[str], roles: Mapping[str, Role]) -> dict[str, Role | None]:
+    return {name: roles.get(name) for name in names}
+
+
+def _address(source: str) -> str:
+    """The IP address in "1.2.3.4", "1.2.3.4:5" or "[::1]:5"; empty if there is none."""
+    host = source
+    if source.startswith("["):
+        host = source[1:].partition("]")[0]
+    elif source.count(":") == 1:
+        host = source.partition(":")[0]
+    try:
+        return str(ipaddress.ip_address(host))
+    except ValueError:
+        return ""
