@@ -118,7 +118,7 @@ def _print_profile(home: Home, profile: Profile) -> None:
 
     row = describe(home, profile)
     current = "" if row["current"] else "  (not the current one)"
-    click.echo(f"user       {cell(row['user'])} in {cell(row['cluster'])}")
+    click.echo(f"user       {cell(row['user'])}@{cell(row['cluster'])}")
     click.echo(f"proxy      {row['proxy']}{current}")
     click.echo(f"roles      {cell(row['roles']) or '(none)'}")
     click.echo(f"logins     {cell(row['logins']) or '(none)'}")

@@ -8,14 +8,13 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from hashlib import sha256
 from typing import Any
 
 from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from monoport import __version__
 from monoport.auth.authorities import AuthorityError, TrustedCas
+from monoport.auth.authorities import pin as pin_of
 from monoport.auth.keys import KeyPair, generate
 from monoport.client import files, keys
 from monoport.client.chain import anchor
@@ -134,16 +133,6 @@ async def _by_known_ca(proxy: Address, known: Profile) -> Verified:
 
 async def _by_bootstrap(proxy: Address, host_cas: tuple[str, ...], trust: str) -> Verified:
     return Verified(await dial(proxy, cluster_context(host_cas, HTTP_ALPN), BOOTSTRAP), BOOTSTRAP, trust)
-
-
-def pin_of(pem: str) -> str:
-    """The pin of a CA certificate: `sha256:` and the hexadecimal digest of its SubjectPublicKeyInfo.
-
-    Source: RFC 7469 section 2.4 for what is hashed.
-    """
-    certificate = x509.load_pem_x509_certificate(pem.encode())
-    spki = certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-    return "sha256:" + sha256(spki).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)

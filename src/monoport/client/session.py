@@ -11,8 +11,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 from monoport.access.duration import parse_duration
+from monoport.auth.authorities import pin
 from monoport.client import databases, sshsetup
-from monoport.client.login import Request, Warn, login, pin_of
+from monoport.client.login import Request, Warn, login
 from monoport.client.names import Address
 from monoport.client.profile import Home, Profile
 from monoport.errors import Failure
@@ -112,6 +113,6 @@ def describe(home: Home, profile: Profile, now: datetime | None = None) -> dict[
         "roles": list(databases.identity(home, profile).roles),
         "logins": list(profile.logins),
         "databases": [each.destination.name for each in databases.logins(home, profile) if each.good(at)],
-        "ca_pin": [pin_of(pem) for pem in profile.host_cas],
+        "ca_pin": [pin(pem) for pem in profile.host_cas],
         "certificates": str(home.keys(profile).folder),
     }
