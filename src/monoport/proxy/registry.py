@@ -87,6 +87,8 @@ class Connections:
             source=connection.source[0],
             kind=route.kind.value,
             rule=route.rule,
+            sni=_shown(route.server_name),
+            alpn=",".join(_shown(name) or "" for name in route.alpn) or None,
             user=str(connection.identity) if connection.identity is not None else None,
             seconds=round(time.time() - connection.started, 3),
             bytes_in=meter.bytes_in,
