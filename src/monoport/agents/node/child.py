@@ -1,4 +1,4 @@
-"""The program that becomes the login user: it drops its rights, then is a shell, a command, an SFTP server or a dialler.
+"""The program that becomes the login user: it drops its rights, then is a shell, a command, an SFTP server, a dialler.
 
 Belongs here: what happens between the fork and the user's program. Not here: deciding whether it may (`server`),
 starting and reaping it (`process`). It runs as `python -I -S` with the package's folder as an argument and imports as

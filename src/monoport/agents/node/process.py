@@ -105,11 +105,20 @@ class Child:
             except ProcessLookupError:
                 continue
 
-    async def reap(self) -> None:
-        """Hang up what is left of the first group, wait for the child's end and forget it."""
+    def forget(self) -> None:
+        """Hang up what is left of the first group, and let the child go."""
         self.signal_group(signal.SIGHUP)
-        await asyncio.shield(self.exited)
-        os.waitpid(self.pid, 0)  # noqa: ASYNC222  (it has exited, so this does not wait)
+        self.let_go()
+
+    def let_go(self) -> None:
+        """Reap the child as soon as it has ended."""
+        if self.exited.done():
+            self._reap()
+        else:
+            self.exited.add_done_callback(lambda _ended: self._reap())
+
+    def _reap(self) -> None:
+        os.waitpid(self.pid, 0)
         self._process.returncode = 0  # subprocess must not wait for the number again
         os.close(self._handle)
 

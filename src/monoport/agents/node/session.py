@@ -1,0 +1,344 @@
+"""One session channel: a shell, a command or SFTP, on a terminal or on pipes, as the login user.
+
+Belongs here: the life of one child behind one channel. Not here: whether the user may (`server`), forwarding.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import signal
+import termios
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import asyncssh
+import structlog
+
+from monoport.agents.node import child, terminal
+from monoport.agents.node.account import Account
+from monoport.agents.node.process import Child
+from monoport.agents.node.pump import Sink, Source
+from monoport.audit.log import Log
+from monoport.tunnel.link import ServerLink
+
+PIPE = (
+    262_144  # bytes of a child's pipe: fewer wake-ups than the kernel's 64 KiB, the limit of what waits in a direction
+)
+MAX_ENVIRONMENT = 64  # variables that a client may set; LANG and LC_* are fourteen
+MAX_VALUE = 1_024  # characters of one of them
+SHELLS = Path("/etc/shells")
+# RFC 4254 section 6.10, less those that a client has no business with
+SIGNALS = ("ABRT", "ALRM", "FPE", "HUP", "ILL", "INT", "KILL", "PIPE", "QUIT", "SEGV", "TERM", "USR1", "USR2")
+_BREAK = 0  # tcsendbreak's usual length
+_ROOT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_USER_PATH = "/usr/local/bin:/usr/bin:/bin:/usr/local/games:/usr/games"  # Debian's login.defs
+
+
+@dataclass(slots=True)
+class Host:
+    """What the sessions of one connection share.
+
+    facts: connection, user, source, login and node, for every event. start: runs a coroutine in the connection's group.
+    agent_path: the forwarded agent's socket, if there is one.
+    """
+
+    account: Account
+    audit: Log
+    facts: Mapping[str, Any]
+    source: tuple[str, int]
+    start: Callable[[Coroutine[Any, Any, None]], object]
+    log: structlog.typing.FilteringBoundLogger
+    agent_path: str | None = None
+    ending: str = ""  # why the permit has ended, once it has
+
+
+class Session(asyncssh.SSHServerSession[bytes]):
+    """What asyncssh calls for one session channel."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self._channel: asyncssh.SSHServerChannel[bytes] | None = None
+        self._term = ""
+        self._master = self._slave = -1
+        self._child: Child | None = None
+        self._stdin: Sink | None = None
+        self._sources: list[Source] = []
+        self._early = b""  # came before the child was there
+        self._eof = False
+        self._full = False
+        self._running = 0  # outputs that have not ended
+        self._cut = False  # the channel is gone
+        self._news = asyncio.Event()  # the child, an output or the channel has ended
+
+    # from asyncssh
+
+    def connection_made(self, chan: asyncssh.SSHServerChannel[bytes]) -> None:
+        self._channel = chan
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._cut = True
+        self._news.set()
+
+    def pty_requested(self, term_type: str, term_size: terminal.Size, term_modes: Mapping[int, int]) -> bool:
+        try:
+            self._master, self._slave = terminal.open_terminal(term_size, term_modes)
+        except (OSError, termios.error) as error:
+            self._host.log.warning("no terminal", error=str(error))
+            return False
+        self._term = term_type
+        return True
+
+    def terminal_size_changed(self, width: int, height: int, pixwidth: int, pixheight: int) -> None:
+        if self._master >= 0:
+            terminal.resize(self._master, (width, height, pixwidth, pixheight))
+
+    def shell_requested(self) -> bool:
+        return self._begin("shell", None)
+
+    def exec_requested(self, command: str) -> bool:
+        return self._begin("scp" if command.startswith(("scp -t", "scp -f")) else "exec", command)
+
+    def subsystem_requested(self, subsystem: str) -> bool:
+        return subsystem == "sftp" and self._begin("sftp", None)
+
+    def data_received(self, data: bytes, datatype: int | None) -> None:
+        if self._stdin is None:
+            self._early += data
+            self._pause()
+        elif not self._stdin.write(data):
+            self._pause()
+
+    def eof_received(self) -> bool:
+        self._eof = True
+        # a terminal has no end of input but the character for it, which the client sends where it means it
+        if self._stdin is not None and not self._term:
+            self._stdin.end()
+        return True
+
+    def signal_received(self, signame: str) -> None:
+        if self._child is not None and signame in SIGNALS:
+            group = os.tcgetpgrp(self._master) if self._master >= 0 else None
+            self._child.signal_group(getattr(signal, f"SIG{signame}"), group)
+
+    def break_received(self, msec: int) -> bool:
+        if self._master < 0:
+            return False
+        termios.tcsendbreak(self._master, _BREAK)
+        return True
+
+    def pause_writing(self) -> None:
+        self._full = True
+
+    def resume_writing(self) -> None:
+        self._full = False
+        for source in self._sources:
+            source.resume()
+
+    def _pause(self) -> None:
+        if self._channel is not None and not self._cut:
+            self._channel.pause_reading()
+
+    def _more(self) -> None:
+        if self._channel is not None and not self._cut:
+            self._channel.resume_reading()
+
+    # the child
+
+    def _begin(self, kind: str, command: str | None) -> bool:
+        if kind == "sftp" and not _may_transfer(self._host.account.shell):
+            self._host.log.info("sftp refused", reason="the login's shell is not in /etc/shells")
+            return False
+        self._host.start(self._run(kind, command))
+        return True
+
+    async def _run(self, kind: str, command: str | None) -> None:
+        """Start the child, wait for its end, and say what it was; every step is recorded before the next."""
+        host = self._host
+        facts = {**host.facts, "kind": kind, "command": command, "terminal": bool(self._term)}
+        event = f"{kind}.start" if kind in {"sftp", "scp"} else "session.start"
+        started = asyncio.get_running_loop().time()
+        end = "not started"
+        try:
+            await host.audit.emit(event, **facts)
+            self._child = self._spawn("sftp" if kind == "sftp" else "run", command)
+            end = await self._until_over(self._child)
+        except (OSError, ValueError) as error:
+            host.log.error("session not started", error=str(error))
+            self._say(f"monoport: {error}\n", child.FAILED)
+        finally:
+            self._close()
+            if self._child is not None:
+                self._child.forget()
+            seconds = round(asyncio.get_running_loop().time() - started, 3)
+            await host.audit.emit("session.end", **facts, exit=end, seconds=seconds)
+
+    def _spawn(self, task: str, command: str | None) -> Child:
+        """Start the child and join it to the channel; raises OSError or ValueError."""
+        account = self._host.account
+        order = child.Order(
+            task,
+            account.login,
+            account.uid,
+            account.gid,
+            account.home,
+            account.shell,
+            bool(self._term),
+            command,
+            self._environment(),
+        )
+        if self._term:
+            found = Child(order, self._slave, self._slave, self._slave)
+            os.close(self._slave)
+            self._slave = -1
+            self._stdin = Sink(os.dup(self._master), self._more)
+            self._attach(os.dup(self._master), None)
+        else:
+            found = self._spawn_on_pipes(order)
+        early, self._early = self._early, b""
+        if not early or self._stdin is None or self._stdin.write(early):
+            self._more()
+        if self._eof:
+            self.eof_received()
+        return found
+
+    def _spawn_on_pipes(self, order: child.Order) -> Child:
+        theirs_in, ours_in = os.pipe()
+        ours_out, theirs_out = os.pipe()
+        ours_err, theirs_err = os.pipe()
+        for end in (ours_in, ours_out):
+            _widen(end)
+        try:
+            found = Child(order, theirs_in, theirs_out, theirs_err)
+        except BaseException:
+            for end in (ours_in, ours_out, ours_err):
+                os.close(end)
+            raise
+        finally:
+            for end in (theirs_in, theirs_out, theirs_err):
+                os.close(end)
+        self._stdin = Sink(ours_in, self._more)
+        self._attach(ours_out, None)
+        self._attach(ours_err, asyncssh.EXTENDED_DATA_STDERR)
+        return found
+
+    def _attach(self, descriptor: int, datatype: int | None) -> None:
+        self._running += 1
+        self._sources.append(Source(descriptor, lambda data: self._output(data, datatype), self._one_quiet))
+
+    def _one_quiet(self) -> None:
+        self._running -= 1
+        self._news.set()
+
+    def _output(self, data: bytes, datatype: int | None) -> bool:
+        channel = self._channel
+        if channel is None or self._cut or channel.is_closing():
+            return True
+        channel.write(data, datatype)
+        if self._full:
+            return False
+        link = channel.get_connection()
+        if isinstance(link, ServerLink) and link.blocked:
+            link.when_writable(self.resume_writing)
+            return False
+        return True
+
+    async def _until_over(self, running: Child) -> str:
+        """Wait for the child's end or the channel's, and return how it ended, for the record."""
+        running.exited.add_done_callback(lambda _ended: self._news.set())
+        while not self._cut:
+            self._news.clear()
+            if running.exited.done():
+                if self._term:  # what went to the background may hold the terminal open for ever
+                    for source in self._sources:
+                        source.drain()
+                if not self._running:
+                    return self._tell(running.exited.result())
+            await self._news.wait()
+        return await self._hang_up(running)
+
+    async def _hang_up(self, running: Child) -> str:
+        """The channel is gone: as sshd, hang up; where the permit has ended, leave nothing running."""
+        self._close()
+        if self._host.ending:
+            await running.end()
+        else:
+            running.signal_all(signal.SIGHUP)
+        return self._host.ending or "disconnected"
+
+    def _tell(self, found: os.waitid_result) -> str:
+        """Tell the client how the child ended; return it in words."""
+        channel = self._channel
+        assert channel is not None
+        channel.write_eof()
+        if found.si_code == os.CLD_EXITED:
+            channel.exit(found.si_status)
+            return str(found.si_status)
+        name = signal.Signals(found.si_status).name.removeprefix("SIG")
+        channel.exit_with_signal(name, found.si_code == os.CLD_DUMPED)
+        return f"signal {name}"
+
+    def _say(self, text: str, status: int) -> None:
+        channel = self._channel
+        if channel is not None and not channel.is_closing():
+            channel.write_stderr(text.encode())
+            channel.exit(status)
+
+    def _close(self) -> None:
+        """Close every descriptor that is still open; a terminal's last one hangs up what runs on it."""
+        for source in self._sources:
+            source.close()
+        if self._stdin is not None:
+            self._stdin.close()
+        for descriptor in (self._master, self._slave):
+            if descriptor >= 0:
+                os.close(descriptor)
+        self._master = self._slave = -1
+
+    def _environment(self) -> dict[str, str]:
+        account, (address, port) = self._host.account, self._host.source
+        found = {
+            "USER": account.login,
+            "LOGNAME": account.login,
+            "HOME": account.home,
+            "SHELL": account.shell,
+            "PATH": _ROOT_PATH if account.uid == 0 else _USER_PATH,
+            "MAIL": f"/var/mail/{account.login}",
+            "SSH_CLIENT": f"{address} {port} 22",
+            "SSH_CONNECTION": f"{address} {port} 127.0.0.1 22",
+        }
+        if self._term:
+            found |= {"TERM": self._term, "SSH_TTY": os.ttyname(self._slave)}
+        if self._host.agent_path:
+            found["SSH_AUTH_SOCK"] = self._host.agent_path
+        if self._channel is not None:
+            found |= _accepted(self._channel.get_environment())
+        return found
+
+
+def _accepted(asked: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables that a client may set: those of its language, as Debian's sshd_config has it."""
+    found: dict[str, str] = {}
+    for name, value in asked.items():
+        fits = name == "LANG" or (name.startswith("LC_") and name.replace("_", "").isalnum() and name.isascii())
+        if fits and len(value) <= MAX_VALUE and len(name) <= MAX_VALUE and len(found) < MAX_ENVIRONMENT:
+            found[name] = value
+    return found
+
+
+def _may_transfer(shell: str) -> bool:
+    """Whether files may be transferred: sshd starts its SFTP server by the user's shell, so nologin keeps it out."""
+    try:
+        return shell in SHELLS.read_text().split()
+    except FileNotFoundError:
+        return shell == "/bin/sh"
+
+
+def _widen(pipe: int) -> None:
+    try:
+        fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, PIPE)
+    except OSError:  # the user's total is spent (pipe(7)): a narrow pipe works too
+        return
