@@ -7,17 +7,15 @@ both are between the client and the auth service. Other clusters' names are refu
 import asyncio
 from collections.abc import Awaitable, Callable
 
-import structlog
-
+from monoport.errors import Failure
 from monoport.net.relay import relay
 from monoport.net.stream import Stream
-from monoport.proxy.connection import Connection
+from monoport.proxy.connection import Connection, Refused
+from monoport.routing.outcome import Refusal
 from monoport.wire import alert
 
 DIAL_SECONDS = 10.0  # the auth service is beside us or one hop away; a client waits 15 s for TLS
 IDLE_SECONDS = 600.0  # watches speak every 10 s and pooled connections are reused within minutes
-
-_log = structlog.get_logger()
 
 
 class AuthService:
@@ -30,16 +28,12 @@ class AuthService:
         self._dial = dial
 
     async def serve(self, connection: Connection) -> None:
-        """Join the client with the auth service until both have ended."""
-        client = connection.stream
+        """Join the client with the auth service until both have ended; raises Refused when it cannot be reached."""
         try:
             async with asyncio.timeout(DIAL_SECONDS):
                 server = await self._dial()
-        except (OSError, TimeoutError) as error:
-            reason = str(error) or f"no connection in {DIAL_SECONDS:g} s"
-            _log.error("auth service unreachable", connection=connection.id, error=reason)
-            await client.write(alert.fatal(alert.INTERNAL_ERROR))
-            client.close()
-            return
+        except (OSError, TimeoutError, Failure) as error:
+            reason = f"auth service unreachable: {str(error) or f'no connection in {DIAL_SECONDS:g} s'}"
+            raise Refused(Refusal("auth_unreachable", reason, alert.fatal(alert.INTERNAL_ERROR))) from error
         async with server:
-            await relay(client, server, idle=IDLE_SECONDS, meter=connection.meter)
+            await relay(connection.stream, server, idle=IDLE_SECONDS, meter=connection.meter)

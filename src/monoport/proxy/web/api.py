@@ -9,11 +9,11 @@ from datetime import timedelta
 from typing import Annotated, Any, TypeVar
 
 import structlog
-from monoport.auth.authorities import TrustedCas
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from monoport.auth.authorities import TrustedCas
 from monoport.auth.client import AuthClient, AuthError
 from monoport.auth.messages import MAX_TTL, Names, PublicKey, TokenType
 from monoport.proxy.web.rate import Rate
@@ -31,6 +31,7 @@ _STATUS = {  # the service's codes that mean something to an HTTP client; every 
     "exists": 409,
     "not_found": 404,
     "unavailable": 503,
+    "busy": 503,
 }
 
 
@@ -130,7 +131,8 @@ def _admitted(rate: Rate, request: Request) -> str:
     source: str = request.scope["state"]["source"]
     wait = rate.take(source)
     if wait:
-        _log.warning("too many tries", path=request.url.path, source=source, connection=request.scope["state"]["id"])
+        connection = request.scope["state"]["id"]
+        _log.warning("too many tries", path=request.scope["path"], source=source, connection=connection)
         message = f"too many tries from this address; try again in {math.ceil(wait)} s"
         raise Refused(429, "too_many_tries", message, retry=wait)
     return source
@@ -153,11 +155,11 @@ async def _asked(call: Awaitable[Any]) -> Any:
     try:
         return await call
     except AuthError as failed:
-        status = _STATUS.get(failed.code, 403)
-        message = "the cluster's auth service cannot be reached; try again soon" if status == 503 else str(failed)
-        if status == 503:
-            _log.error("auth service unavailable", error=str(failed))
-        raise Refused(status, failed.code, message) from None
+        message = str(failed)
+        if failed.code == "unavailable":
+            _log.error("auth service unavailable", error=message)
+            message = "the cluster's auth service cannot be reached; try again soon"
+        raise Refused(_STATUS.get(failed.code, 403), failed.code, message) from None
 
 
 def _dump(answer: BaseModel) -> dict[str, Any]:

@@ -7,8 +7,6 @@ endpoints do (api.py), HTML (pages.py), framing and deadlines (net/http.py).
 import time
 from collections.abc import Callable
 
-from monoport.auth.authorities import TrustedCas
-from monoport.proxy.connection import Connection
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -16,8 +14,10 @@ from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
+from monoport.auth.authorities import TrustedCas
 from monoport.auth.client import AuthClient
 from monoport.net.http import Limits, serve_http
+from monoport.proxy.connection import Connection
 from monoport.proxy.web import pages
 from monoport.proxy.web.api import Api, Refused, error
 from monoport.proxy.web.headers import Shell, security_headers
@@ -90,7 +90,7 @@ def _application(site: Site, api: Api, *, whole: bool) -> Starlette:
 
 
 def _http_error(site: Site, request: Request, failed: HTTPException, *, pages_too: bool) -> Response:
-    path = request.url.path
+    path: str = request.scope["path"]
     if failed.status_code == 405:
         response = error(Refused(405, "method_not_allowed", f"{path} does not take {request.method}"))
         response.headers.update(failed.headers or {})
