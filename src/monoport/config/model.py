@@ -167,22 +167,16 @@ class Limits(Section):
 
     connections: int = Field(default=10_000, ge=1, le=1_000_000, description="in all")
     per_source: int | None = Field(
-        default=None, ge=1, le=1_000_000, description="from one address (default 256, and any number from loopback)"
-    )
-
-
-class ProxyProtocol(Section):
-    """Load balancers that put a PROXY header before a connection."""
-
-    networks: Annotated[tuple[values.Network, ...], Field(strict=False), Shown("list of networks")] = Field(
-        default=(), description="from these only, a PROXY v1 or v2 header is read and names the source"
+        default=None, ge=1, le=1_000_000, description="from one address (default 512, and any number from loopback)"
     )
 
 
 class ProxyService(Service):
     """The front door: one TLS port for everything."""
 
-    later: ClassVar = frozenset({"kube_listen_addr", "mysql_listen_addr", "mongo_listen_addr", "mysql_on_silence"})
+    later: ClassVar = frozenset(
+        {"kube_listen_addr", "mysql_listen_addr", "mongo_listen_addr", "mysql_on_silence", "proxy_protocol"}
+    )
 
     enabled: values.Switch = Field(default=False, description="run the proxy")
     web_listen_addr: Annotated[Address, address(WEB_PORT, "0.0.0.0:3080", listens=True), _ADDRESS] = Field(
@@ -211,7 +205,6 @@ class ProxyService(Service):
     postgres_listen_addr: Annotated[Address | None, address(POSTGRES_PORT, "0.0.0.0:5432", listens=True), _ADDRESS] = (
         Field(default=None, description="one more port, for PostgreSQL clients (default port 5432)")
     )
-    proxy_protocol: ProxyProtocol = Field(default_factory=ProxyProtocol, description="PROXY headers of load balancers")
     limits: Limits = Field(default_factory=Limits, description="how many connections at once")
 
 

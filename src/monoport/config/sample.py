@@ -44,12 +44,9 @@ proxy_service:
   #listen_addr: 0.0.0.0:3023
   #tunnel_listen_addr: 0.0.0.0:3024
   #postgres_listen_addr: 0.0.0.0:5432
-  # Load balancers that put a PROXY header before each connection.
-  #proxy_protocol:
-    #networks: [10.0.0.0/8]
   #limits:
     #connections: 10000
-    #per_source: 256
+    #per_source: 512
 
 # Users, roles and certificate authorities. On where a proxy is and no other auth service is named.
 auth_service:

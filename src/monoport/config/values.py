@@ -8,7 +8,7 @@ import difflib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from ipaddress import IPv6Address, ip_address
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -228,13 +228,6 @@ def _string_or_list(value: object) -> object:
     return value if isinstance(value, list | tuple) else [value]
 
 
-def _network(value: object) -> IPv4Network | IPv6Network:
-    try:
-        return ip_network(value if isinstance(value, str) else "")
-    except ValueError:
-        raise problem(f"{show(value)} is not a network; expected an address or a range, as in 10.0.0.0/8") from None
-
-
 def says_off(value: object) -> bool:
     """Whether the value of a later version's key only says that it is not wanted."""
     if isinstance(value, Mapping):
@@ -250,5 +243,4 @@ AnyPath = Annotated[Path, BeforeValidator(_path), Shown("path")]
 ReadableFile = Annotated[Path, BeforeValidator(_file), Shown("path of a file")]
 Pin = Annotated[str, BeforeValidator(_pin)]
 Pins = Annotated[tuple[Pin, ...], BeforeValidator(_string_or_list), Field(strict=False), Shown("`sha256:…` or a list")]
-Network = Annotated[IPv4Network | IPv6Network, BeforeValidator(_network)]
 one_or_many = BeforeValidator(_string_or_list)
