@@ -13,7 +13,7 @@ from monoport.wire.clienthello import (
     MAX_EXTENSIONS,
     MAX_HELLO,
     MAX_PROTOCOLS,
-    MAX_RECORDS,
+    MAX_WALK,
     ClientHello,
     HelloError,
     parse,
@@ -158,17 +158,21 @@ def test_empty_records_between_fragments_are_refused(captured, hellos):
         parse(data)
 
 
-def test_more_records_than_any_client_sends(hellos):
-    data = hellos.records(hellos.message(hellos.body(hellos.extension(21, bytes(MAX_RECORDS)))), [1])
-    assert parse(data[: 6 * MAX_RECORDS]) is None
-    with pytest.raises(HelloError, match=f"{MAX_RECORDS + 1} records"):
+@pytest.mark.parametrize(("size", "payload"), [(1, 2000), (40, 60_000), (200, 64_000)])
+def test_a_hello_split_too_finely_for_its_size(hellos, size, payload):
+    data = hellos.records(hellos.message(hellos.body(hellos.extension(21, bytes(payload)))), [size])
+    with pytest.raises(HelloError, match="split too finely"):
         parse(data)
+    step = size + 5
+    records = next(end for end in range(step, len(data), step) if isinstance(outcome(data[:end]), str)) // step
+    assert (records - 1) ** 2 * step <= MAX_WALK < records**2 * step
 
 
 def test_64_kib_counts_what_is_on_the_wire(hellos):
-    data = hellos.records(hellos.message(hellos.body(hellos.extension(21, bytes(65_000)))), [40])
-    assert len(data) > MAX_HELLO
-    with pytest.raises(HelloError, match=f"limits {MAX_HELLO} and"):
+    message = hellos.message(hellos.body(hellos.extension(21, bytes(65_400))))
+    data = hellos.records(message, [1000])
+    assert len(message) < MAX_HELLO < len(data)
+    with pytest.raises(HelloError, match=f"limit {MAX_HELLO}"):
         parse(data)
 
 
@@ -236,7 +240,9 @@ def test_as_many_as_the_limits_allow(hellos):
 label = st.from_regex(r"[a-z0-9]([a-z0-9-]{0,10}[a-z0-9])?", fullmatch=True)
 names = st.lists(label, min_size=1, max_size=4).map(".".join)
 protocols = st.lists(st.binary(min_size=1, max_size=40), max_size=6)
-sizes = st.lists(st.integers(1, 200), min_size=1, max_size=30)
+sizes = st.lists(st.integers(1, 200), min_size=1, max_size=30).map(
+    lambda some: [*some, 60]
+)  # fine at first, then fit for any size
 
 
 @settings(deadline=None)  # a shared machine, not the parser, decides how long an example takes

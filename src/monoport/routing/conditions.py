@@ -50,7 +50,9 @@ class Named:
         return Hit(0, alpn, self.hosts[hello.server_name])
 
     def __str__(self) -> str:
-        return f"SNI {_list(self.hosts) or '(none configured)'}, " + ("ALPN h2, http/1.1 or none" if self.http else "whatever the ALPN")
+        return f"SNI {_list(self.hosts) or '(none configured)'}, " + (
+            "ALPN h2, http/1.1 or none" if self.http else "whatever the ALPN"
+        )
 
 
 @dataclass(frozen=True, slots=True)

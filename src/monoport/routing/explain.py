@@ -88,7 +88,8 @@ def _recognise(first: bytes | ClientHello | Silence) -> First | None:
 
 def _verdict(rule: Rule, first: First | None, said: str) -> Hit | str | None:
     if said not in rule.said:
-        return f"only {' or '.join(sorted(f'after the request of {state}' if state else 'at first' for state in rule.said))}"
+        states = sorted(f"after the request of {state}" if state else "at first" for state in rule.said)
+        return f"only {' or '.join(states)}"
     return None if first is None else rule.test(first)
 
 
@@ -116,7 +117,7 @@ def _tls_words(rule: Rule) -> str:
             return _one(next(iter(tls.values())))
         case Refuse() | Reply() | Redirect():
             return ""
-        case unknown:
+        case unknown:  # pragma: no cover # mypy proves it is never reached
             assert_never(unknown)
 
 

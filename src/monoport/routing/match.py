@@ -52,21 +52,22 @@ def decide(hello: ClientHello, table: Table, said: str = "") -> Outcome:
     return _taken(state.otherwise, hello)
 
 
-def silence(table: Table, first: bytes = b"", said: str = "", seconds: float = 0.0) -> Route | Refusal:
+def silence(table: Table, first: bytes = b"", said: str = "", seconds: float | None = None) -> Route | Refusal:
     """Decide what becomes of a client that has stopped speaking before there was an outcome.
 
     Args:
         first: the bytes that match() has found too few; b"" if there were none.
         said: as for match().
-        seconds: how long the caller waited, for the reason.
+        seconds: how long the caller waited, for the reason; None leaves it out.
     """
     state = table.states[said]
+    waited = "" if seconds is None else f" in {seconds:g} s"
     if first:
-        reason = f"incomplete first bytes: {len(first)} octets in {seconds:g} s ({first[:8].hex(' ')})"
+        reason = f"incomplete first bytes: {len(first)} octets{waited} ({first[:8].hex(' ')})"
         return Refusal(Code.INCOMPLETE, reason, b"", state.otherwise.name)
     outcome = _taken(state.silence, Silence())
     if isinstance(outcome, Refusal):
-        return Refusal(outcome.code, f"{outcome.reason} for {seconds:g} s", outcome.send, outcome.rule)
+        return Refusal(outcome.code, f"{outcome.reason}{waited}", outcome.send, outcome.rule)
     assert isinstance(outcome, Route)  # the table gives silence a route or a refusal
     return outcome
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from monoport.errors import Failure
 from monoport.routing import names
 from monoport.routing.conditions import (
     Always,
@@ -35,7 +36,7 @@ _HELLO = "ClientHello"
 _HTTP_OR_NONE = (None, *names.HTTP_ALPN)
 
 
-class TableError(ValueError):
+class TableError(Failure, ValueError):
     """A configuration that no routing table can serve; one line for a user."""
 
 
@@ -293,5 +294,4 @@ def _silence(protocols: Sequence[DatabaseRule], states: frozenset[str], database
         )
         states -= {""}
     refuse = Refuse(Code.SILENCE, "the client sent nothing")
-    if states:
-        yield Rule("silence", "silence", Silence, Always("no bytes came"), refuse, "refused", said=states)
+    yield Rule("silence", "silence", Silence, Always("no bytes came"), refuse, "refused", said=states)

@@ -10,7 +10,9 @@ from struct import Struct
 from monoport.wire import names
 
 MAX_HELLO = 65_536  # post-quantum hellos pass 1.5 KiB; this caps memory per unknown peer, record headers included
-MAX_RECORDS = 2048  # a post-quantum hello in records of one octet still passes; caps the walk of every re-parse
+# Records times octets: callers parse again with every segment, so this caps what a hello split into tiny records and
+# sent octet by octet can cost, at about a second; 1600 octets in records of one octet each still pass.
+MAX_WALK = 1 << 24
 MAX_EXTENSIONS = 128  # browsers send about 20; caps the work that one complete hello can cause
 MAX_PROTOCOLS = 128  # ALPN names; browsers send 2; caps the same work
 MAX_FRAGMENT = 16_384  # RFC 8446 section 5.1: 2^14 octets in one plaintext record
@@ -99,9 +101,10 @@ def _reassemble(data: bytes) -> ClientHello | None:
         start = position + 5
         position = start + fragment
         records += 1
-        if position > MAX_HELLO or records > MAX_RECORDS:
-            seen = f"{min(position, have)} bytes and {records} records"
-            raise HelloError(f"no ClientHello in {seen}, limits {MAX_HELLO} and {MAX_RECORDS}")
+        if position > MAX_HELLO:
+            raise HelloError(f"ClientHello's records go on beyond {position} bytes, limit {MAX_HELLO}")
+        if records * position > MAX_WALK:
+            raise HelloError(f"ClientHello split too finely: {records} records in {position} bytes")
         gathered += fragment
         if len(head) < 4:
             head += data[start : min(position, start + 4 - len(head))]

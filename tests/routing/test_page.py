@@ -1,0 +1,32 @@
+"""docs/routing.md is held to the code: it names every refusal and every rule."""
+
+import re
+from pathlib import Path
+
+from monoport.routing.outcome import Code
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "routing.md").read_text()
+LITERAL = re.compile(r"(?:Refusal\(|self\._refused\([^,()]+(?:\.[a-z]+)?, [^,()]+,)\s*\"([a-z_]+)\"")
+
+
+def refused_elsewhere() -> set[str]:
+    """Codes that later steps of a connection write down as they refuse."""
+    return {code for path in (ROOT / "src").rglob("*.py") for code in LITERAL.findall(path.read_text())}
+
+
+def test_the_page_explains_every_refusal_and_no_other():
+    explained = set(re.findall(r"^\| `([a-z_]+)` \|", PAGE.partition("\n## Refusals\n")[2], re.MULTILINE))
+    assert refused_elsewhere() >= {"handshake_failed", "too_many_connections", "silence"}
+    assert explained == set(Code) | refused_elsewhere()
+
+
+def test_the_page_names_every_rule(first):
+    named = set(re.findall(r"^\| `([a-z0-9-]+)` \|", PAGE.partition("\n## Refusals\n")[0], re.MULTILINE))
+    assert named == {rule.name for rule in first.rules}
+
+
+def test_the_page_says_which_rules_are_not_served(first):
+    sentence = PAGE.partition("At present that is so for")[2].partition(".\n")[0]
+    unserved = {rule.name for rule in first.rules if not rule.served and rule.takes is not bytes}
+    assert set(re.findall(r"`([a-z-]+)`", sentence)) == unserved
