@@ -52,10 +52,10 @@ class TestFind:
         assert int(answer.headers["content-length"]) > 100
 
     def test_comes_from_the_configuration(self) -> None:
-        loaded = parse(
-            "version: v3\nproxy_service: {enabled: yes, public_addr: [a.example:1, b.example:2], listen_addr: ':3023'}\n",
-            "c",
+        text = (
+            "version: v3\nproxy_service: {enabled: yes, public_addr: [a.example:1, b.example:2], listen_addr: ':3023'}"
         )
+        loaded = parse(text, "c.yaml")
         made = site(loaded, "main", lambda: (PIN,))
         assert made.describe()["proxy"]["ssh"]["listen_addr"] == "0.0.0.0:3023"
         assert made.describe()["cluster_name"] == "main"
