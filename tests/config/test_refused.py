@@ -225,10 +225,6 @@ def refusal(text: str, name: str = "monoport.yaml") -> str:
             "3:12: ssh_service needs a proxy; expected proxy_server in teleport, or proxy_service enabled here",
         ),
         (
-            PROXY + "teleport:\n  auth_server: a\n  proxy_server: b\n",
-            "7:3: auth_server is named too; expected one of them",
-        ),
-        (
             PROXY + "teleport: {auth_server: a}\nauth_service: {enabled: yes}\n",
             "6:25: auth_service is enabled and auth_server names another one; expected one of them",
         ),

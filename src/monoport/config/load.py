@@ -134,10 +134,6 @@ def _dotted(path: tuple[str | int, ...]) -> str:
 def _check(config: Config, document: Source) -> None:
     """Refuse what each key allows and several together do not."""
     teleport, proxy = config.teleport, config.proxy_service
-    if teleport.auth_server and teleport.proxy_server:
-        raise document.error(
-            ("teleport", "proxy_server"), "auth_server is named too; expected one of them", at_key=True
-        )
     agents = [section for section in ("ssh_service", "db_service") if getattr(config, section).enabled]
     if not agents and not proxy.enabled and not config.auth_service.enabled:
         known = "auth_service, proxy_service, ssh_service, db_service"

@@ -95,7 +95,7 @@ class Teleport(Section):
         description="folder of state, keys and certificates; one daemon uses it at a time",
     )
     auth_server: Annotated[Address | None, address(AUTH_PORT, "auth.example.com:3025"), _ADDRESS] = Field(
-        default=None, description="the auth service, reached directly (default port 3025)"
+        default=None, description="the auth service, reached directly and not through proxy_server (default port 3025)"
     )
     proxy_server: Annotated[Address | None, address(WEB_PORT, "example.com:3080"), _ADDRESS] = Field(
         default=None, description="a proxy of the cluster, through which this host joins and serves (default port 3080)"
