@@ -45,7 +45,6 @@ def test_v2_and_v3_start_only_what_is_named() -> None:
         proxy = loaded.proxy_service
         assert (proxy.listen_addr, proxy.tunnel_listen_addr, proxy.postgres_listen_addr) == (None, None, None)
         assert loaded.auth_service.listen_addr is None
-        assert loaded.ssh_service.listen_addr is None
 
 
 def test_defaults() -> None:
@@ -120,7 +119,7 @@ def test_auth_service_follows_from_the_rest() -> None:
 
 def test_default_ports_of_listeners() -> None:
     loaded = parse(
-        "version: v3\nauth_service: {listen_addr: 10.0.0.1}\nssh_service: {enabled: yes, listen_addr: '::'}\n"
+        "version: v3\nauth_service: {listen_addr: 10.0.0.1}\nssh_service: {enabled: yes}\n"
         "proxy_service: {enabled: yes, web_listen_addr: '::1', listen_addr: a, tunnel_listen_addr: a, "
         "postgres_listen_addr: a}\n"
     )
@@ -128,7 +127,6 @@ def test_default_ports_of_listeners() -> None:
     ports = (proxy.web_listen_addr, proxy.listen_addr, proxy.tunnel_listen_addr, proxy.postgres_listen_addr)
     assert [address.port for address in ports if address] == [3080, 3023, 3024, 5432]
     assert loaded.auth_service.listen_addr == Address("10.0.0.1", 3025)
-    assert loaded.ssh_service.listen_addr == Address("::", 3022)
 
 
 def test_databases() -> None:

@@ -107,6 +107,10 @@ def refusal(text: str, name: str = "monoport.yaml") -> str:
             DATABASES + "  - {name: a, protocol: mysql, uri: h}\n",
             '6:15: protocol "mysql" is not available in this version yet',
         ),
+        (
+            PROXY + "ssh_service: {enabled: yes, listen_addr: '::'}\n",
+            "5:29: listen_addr is not available in this version yet",
+        ),
         # wrong types
         (PROXY + "teleport: x\n", '5:11: teleport: "x" is not a section; expected keys with values below it'),
         (

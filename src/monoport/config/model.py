@@ -17,7 +17,7 @@ from monoport.config.values import Address, Shown, address, one_or_many, problem
 from monoport.wire import names
 
 # The table of ports of rfd 39.
-WEB_PORT, SSH_PROXY_PORT, TUNNEL_PORT, NODE_PORT, AUTH_PORT = 3080, 3023, 3024, 3022, 3025
+WEB_PORT, SSH_PROXY_PORT, TUNNEL_PORT, AUTH_PORT = 3080, 3023, 3024, 3025
 POSTGRES_PORT = 5432  # PostgreSQL's own; rfd 39 names none
 
 _ADDRESS = Shown("host:port")
@@ -211,13 +211,9 @@ class ProxyService(Service):
 class SshService(Service):
     """This host as an SSH node, reached through the reverse tunnel."""
 
-    later: ClassVar = frozenset({"openssh"})
+    later: ClassVar = frozenset({"listen_addr", "openssh"})
 
     enabled: values.Switch = Field(default=False, description="run the SSH node")
-    listen_addr: Annotated[Address | None, address(NODE_PORT, "0.0.0.0:3022", listens=True), _ADDRESS] = Field(
-        default=None,
-        description="also listen for direct SSH connections (default port 3022; without the key: tunnel only)",
-    )
     labels: values.Labels = Field(default={}, description="labels of the node, which roles select by")
 
 

@@ -59,11 +59,9 @@ auth_service:
     type: local
     second_factor: "off"
 
-# This host as an SSH node.
+# This host as an SSH node. It listens nowhere: the proxy reaches it through the reverse tunnel.
 ssh_service:
   enabled: no
-  # Without an address the node listens nowhere: the proxy reaches it through the reverse tunnel.
-  #listen_addr: 0.0.0.0:3022
   #labels:
     #env: prod
 
