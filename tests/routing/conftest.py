@@ -66,7 +66,7 @@ def captured() -> Callable[..., bytes]:
 
 
 def _capture(server_name: str | None, alpn: Sequence[str]) -> bytes:
-    context = ssl.create_default_context()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     if alpn:
         context.set_alpn_protocols(list(alpn))

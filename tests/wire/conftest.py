@@ -13,7 +13,7 @@ def captured() -> Callable[..., bytes]:
     def capture(
         server_name: str | None, alpn: Sequence[str] = (), maximum: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3
     ) -> bytes:
-        context = ssl.create_default_context()
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.check_hostname = False
         context.maximum_version = maximum
         if alpn:

@@ -1,5 +1,6 @@
 """The ClientHello parser: real hellos, every length that can lie, every way of arriving, and garbage."""
 
+import contextlib
 import re
 import ssl
 import subprocess
@@ -265,7 +266,7 @@ def settled(data: bytes) -> ClientHello | str | None:
     return None
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=50)
 @given(st.binary(max_size=300) | st.binary(max_size=300).map(lambda tail: b"\x16\x03\x01" + tail))
 @example(b"\x16\x03\x01\x00\x04\x01\x00\x00\x00")
 def test_garbage_never_raises_anything_else(data):
@@ -310,3 +311,40 @@ def test_a_slow_client_costs_no_more_than_a_walk_over_records(hellos, monkeypatc
     assert looked == []
     parse(data)
     assert looked == [1]
+
+
+# What a TLS library reads from the same octets
+
+
+def read_by_openssl(data: bytes) -> str | None:
+    """The server name that OpenSSL finds, "refused" if it gets no further than the hello, None for none."""
+    found: list[str | None] = []
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.sni_callback = lambda _session, name, _context: found.append(name)
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    incoming.write(data)
+    with contextlib.suppress(ssl.SSLError):
+        context.wrap_bio(incoming, outgoing, server_side=True).do_handshake()
+    return found[0] if found else "refused"
+
+
+@pytest.mark.parametrize("name", ["proxy.example.com", "Proxy.Example.com", None])
+def test_openssl_finds_the_same_name(captured, name):
+    data = captured(name, ("h2",))
+    assert read_by_openssl(data) == name
+    assert parse(data).server_name == (name and name.lower())
+
+
+@settings(deadline=None)
+@given(position=st.integers(0, 516), octet=st.integers(0, 255), size=st.integers(20, 600))
+def test_no_octet_makes_openssl_read_another_name(captured, hellos, position, octet, size):
+    mutated = bytearray(captured("proxy.example.com", ("h2",)))
+    mutated[position] = octet
+    data = (
+        bytes(mutated)
+        if mutated[:5] != captured("proxy.example.com", ("h2",))[:5]
+        else hellos.records(bytes(mutated[5:]), [size])
+    )
+    ours = outcome(data)
+    if isinstance(ours, ClientHello) and (theirs := read_by_openssl(data)) != "refused":
+        assert ours.server_name == (theirs and theirs.lower())
