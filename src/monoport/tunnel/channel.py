@@ -11,11 +11,24 @@ from typing import Any
 
 import asyncssh
 from asyncssh.channel import SSHForwardChannel
+from asyncssh.constants import MSG_CHANNEL_EOF
 
+from monoport.net.relay import Meter, relay
 from monoport.net.stream import HIGH_WATER, LOW_WATER, Data, Stream
 from monoport.tunnel.link import ClientLink, ServerLink
 
+OPEN_TIMEOUT = 15.0  # seconds: a peer that asked for a channel takes the confirmation at once
 CLOSE_TIMEOUT = 10.0  # seconds that a peer may take to read what waits when we close; then the channel is cut
+
+
+def _note_eof(channel: Any, pkttype: int, pktid: int, packet: Any) -> None:
+    """Remember that the peer ended its direction: asyncssh forgets an EOF that a close follows in a paused channel."""
+    if isinstance(session := channel._session, ChannelSession):
+        session.stream._eof_seen = True
+    channel._process_eof(pkttype, pktid, packet)
+
+
+_HANDLERS = {**asyncssh.SSHTCPChannel._packet_handlers, MSG_CHANNEL_EOF: _note_eof}
 
 
 class ChannelSession(asyncssh.SSHTCPSession[bytes], asyncssh.SSHUNIXSession[bytes]):
@@ -37,6 +50,7 @@ class ChannelSession(asyncssh.SSHTCPSession[bytes], asyncssh.SSHUNIXSession[byte
 
     def connection_made(self, chan: Any) -> None:
         chan.set_write_buffer_limits(HIGH_WATER, LOW_WATER)
+        chan._packet_handlers = _HANDLERS
         self.channel = chan
         self.opened.set()
 
@@ -67,7 +81,18 @@ class ChannelStream(Stream):
     Args: the session that asyncssh calls. Usable once `session.opened` is set.
     """
 
-    __slots__ = ("_closing", "_eof", "_flushing", "_full", "_held", "_paused", "_timer", "session")
+    __slots__ = (
+        "_closing",
+        "_ending",
+        "_eof",
+        "_eof_seen",
+        "_flushing",
+        "_full",
+        "_held",
+        "_paused",
+        "_timer",
+        "session",
+    )
 
     def __init__(self, session: ChannelSession) -> None:
         super().__init__()
@@ -75,7 +100,9 @@ class ChannelStream(Stream):
         self._full = False  # the channel's own buffer is above the high-water mark
         self._paused = False
         self._held: list[bytes] = []  # came while paused: asyncssh delivers once more after it has opened a channel
-        self._eof = False
+        self._eof = False  # the peer's EOF has come through asyncssh
+        self._eof_seen = False  # it has come in
+        self._ending = False  # the channel is gone, its last bytes are still held
         self._closing = False
         self._flushing = False
         self._timer: asyncio.TimerHandle | None = None
@@ -114,10 +141,22 @@ class ChannelStream(Stream):
     def _gone(self, exc: Exception | None) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        if self._closing or (exc is None and self._eof):
+        if self._closing:
             self._finish(None)
+        elif exc is None and self._eof_seen:
+            self._ending = True
+            self._end()
         else:
             self._finish(ConnectionResetError(str(exc) if exc else "the channel was cut"))
+
+    def _end(self) -> None:
+        """The peer closed the channel after its EOF: what is held comes first, then the EOF, then the end."""
+        if self._held:
+            return
+        if not self._eof:
+            self._eof = True
+            self._receiver.eof_received()
+        self._finish(None)
 
     # Stream
 
@@ -156,6 +195,8 @@ class ChannelStream(Stream):
             self._receiver.data_received(self._held.pop(0))
             if not self._held and self._eof:
                 self._receiver.eof_received()
+        if self._ending and not self._lost:
+            self._end()
         if not self._paused and not self._lost and self.session.channel is not None:
             self.session.channel.resume_reading()
 
@@ -192,3 +233,16 @@ class ChannelStream(Stream):
     def _link(self) -> ClientLink | ServerLink | None:
         link = self._channel().get_extra_info("connection")
         return link if isinstance(link, ClientLink | ServerLink) else None
+
+
+async def join(session: ChannelSession, near: Stream, meter: Meter | None = None) -> None:
+    """Relay between a channel that the peer is opening and a stream until both have ended; both are closed then."""
+    async with near:
+        try:
+            async with asyncio.timeout(OPEN_TIMEOUT):
+                await session.opened.wait()
+        except TimeoutError:
+            near.abort()
+            return
+        async with session.stream as far:
+            await relay(far, near, meter=meter)
