@@ -25,6 +25,7 @@ from monoport.client.profile import Home, Profile
 CLUSTER = "example.com"
 NAMES = ("localhost", "127.0.0.1", CLUSTER, "bootstrap.teleport.cluster.local")
 PASSWORD = "correct horse"
+NOWHERE = Address("127.0.0.1", 0)
 
 
 class Cas:
@@ -58,7 +59,10 @@ class Cas:
         identity = Identity(Kind.USER, fields.pop("name", "alice"), self.cluster, **fields)
         begun = min(now, identity.expires) - timedelta(minutes=10)
         ca = self.of[CaKind.USER]
-        return issue_user(ca, public, identity, begun), issue_user_ssh(ca, ssh_public, identity, begun)
+        return (
+            issue_user(ca, public, identity, begun),
+            issue_user_ssh(ca, ssh_public, identity, begun, port_forwarding=True),
+        )
 
     def proxy(self, names: tuple[str, ...] = NAMES) -> tuple[KeyPair, str, str]:
         """A proxy's key and its two certificates."""
@@ -103,7 +107,7 @@ class WebProxy:
     cas: Cas
     answers: dict[str, Any] = field(default_factory=dict)
     seen: list[Seen] = field(default_factory=list)
-    address: Address = Address("127.0.0.1", 0)
+    address: Address = NOWHERE
     server_names: list[str] = field(default_factory=list)
     version: str = "0.1.0"
 

@@ -43,7 +43,7 @@ def test_the_last_login_is_current_and_a_nodes_cluster_chooses_another(home: Hom
 def test_without_a_login_the_command_to_log_in_is_named(home: Home) -> None:
     with pytest.raises(Failure, match="not logged in: tsh login --proxy=HOST:PORT"):
         home.choose()
-    with pytest.raises(Failure, match="not logged in at here.example:443: tsh login --proxy=here.example:443"):
+    with pytest.raises(Failure, match=r"not logged in at here\.example:443: tsh login --proxy=here\.example:443"):
         home.choose("https://here.example:443/")
 
 
@@ -87,7 +87,7 @@ def test_a_broken_profile_is_named_with_its_file(home: Home, cas: Cas, content: 
     signed_in(home, cas, 3080)
     path = home.path / "localhost.json"
     path.write_text(content)
-    with pytest.raises(Failure, match="localhost.json: not a profile"):
+    with pytest.raises(Failure, match=r"localhost\.json: not a profile"):
         home.choose()
 
 
