@@ -103,12 +103,13 @@ def parse_address(text: str, default_port: int | None = None, *, listens: bool =
         return Address(str(ip_address(host)), port)
     except ValueError:
         pass  # not an IP address: a name
-    if text.startswith("[") or re.fullmatch(r"[0-9.]+", host):
-        raise ValueError(f'"{host}" is not an IP address')
     try:
-        return Address(canonical(host), port)
+        name = "" if text.startswith("[") else canonical(host)
     except HostNameError as error:
         raise ValueError(str(error)) from None
+    if not re.search(r"[^0-9.]", name):  # looked at after canonical(): full-width digits become plain ones there
+        raise ValueError(f'"{host}" is not an IP address')
+    return Address(name, port)
 
 
 def _split(text: str) -> tuple[str, str | None]:
