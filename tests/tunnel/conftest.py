@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.serialization import SSHCertificateBuilder, 
 
 from monoport.access.decide import Permit, Ssh, authorize
 from monoport.access.identity import SSH_EXTENSION, Identity, Kind, encode
-from monoport.access.resources import Database, Node, parse_document
+from monoport.access.resources import Database, Lock, Node, parse_document
 from monoport.net.memory import pair
 from monoport.net.stream import Stream
 from monoport.tunnel.agent import Agent, Handler, Proxy
@@ -112,6 +112,7 @@ class World:
 
     ca: Cas
     listed: list[Node] = field(default_factory=list)
+    locked: list[Lock] = field(default_factory=list)
     proxy_names: tuple[str, ...] = ("proxy.example.com", CLUSTER)
     proxy_roles: tuple[str, ...] = ("proxy",)
     served: list[Stream] = field(default_factory=list)
@@ -124,6 +125,10 @@ class World:
     @property
     def cas(self) -> Cas:
         return self.ca
+
+    @property
+    def locks(self) -> list[Lock]:
+        return self.locked
 
     def nodes(self) -> list[Node]:
         return self.listed

@@ -7,7 +7,7 @@ An agent may ask for one thing only, to be dialled; every other request on its c
 import asyncio
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Protocol, assert_never
@@ -17,7 +17,8 @@ import structlog
 
 from monoport.access.decide import Permit
 from monoport.access.identity import ClusterCas, Identity, IdentityError, Kind, from_ssh
-from monoport.access.resources import Database, Node
+from monoport.access.locks import lock_for
+from monoport.access.resources import Database, Lock, Node
 from monoport.net.stream import Stream
 from monoport.tunnel import dial, link
 from monoport.tunnel.channel import ChannelSession
@@ -39,6 +40,8 @@ class Inventory(Protocol):
 
     @property
     def cas(self) -> ClusterCas: ...
+    @property
+    def locks(self) -> Iterable[Lock]: ...
     def nodes(self) -> Sequence[Node]: ...
     def databases(self) -> Sequence[Database]: ...
 
@@ -86,21 +89,24 @@ class _AgentServer(asyncssh.SSHServer):
     """Answers for one agent's connection: its host certificate and one listener, everything else is refused."""
 
     def __init__(
-        self, cas: ClusterCas, now: Callable[[], datetime], log: structlog.typing.FilteringBoundLogger
+        self, inventory: Inventory, now: Callable[[], datetime], log: structlog.typing.FilteringBoundLogger
     ) -> None:
-        self._cas, self._now, self._log = cas, now, log
+        self._inventory, self._now, self._log = inventory, now, log
         self.identity: Identity | None = None
         self.ready = asyncio.Event()
 
     def vouched(self, certificate: bytes, name: str) -> bool:
         """Whether the host CA vouches for an agent of that name; the caller checks the signature."""
         try:
-            identity = from_ssh(certificate, self._cas, self._now())
+            identity = from_ssh(certificate, self._inventory.cas, self._now())
         except IdentityError as error:
             self._log.warning("agent refused", reason=str(error))
             return False
         if identity.kind is not Kind.HOST or not AGENTS.intersection(identity.roles) or identity.name != name:
             self._log.warning("agent refused", reason="not an agent's own certificate", host=str(identity), named=name)
+            return False
+        if lock_for(identity, self._inventory.locks, self._now()) is not None:
+            self._log.warning("agent refused", reason="the host is locked", host=str(identity))
             return False
         self.identity = identity
         return True
@@ -216,7 +222,7 @@ class Tunnels:
         Returns when the tunnel is gone, also where the agent does not authenticate: the log says why.
         """
         log = _log.bind(connection=connection, source=f"{source[0]}:{source[1]}")
-        owner = _AgentServer(self._inventory.cas, self._now, log)
+        owner = _AgentServer(self._inventory, self._now, log)
         options = link.server_options(self._host(), link.AGENT_LOGIN)
         options.trust_client_host = True  # the name in the certificate counts, not what DNS says of an address
         try:

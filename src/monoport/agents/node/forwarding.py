@@ -1,6 +1,6 @@
 """What leaves the node for others: forwarded connections and the user's forwarded agent, opened with the user's rights.
 
-Belongs here: asking the `sockets` child, joining its sockets to channels. Not here: whether it is allowed (`server`).
+Belongs here: asking the `sockets` child. Not here: whether it is allowed (`server`).
 """
 
 from __future__ import annotations
@@ -15,11 +15,7 @@ from typing import Any
 from monoport.agents.node import child
 from monoport.agents.node.account import Account
 from monoport.agents.node.process import Child
-from monoport.net.relay import relay
-from monoport.net.sockets import SocketStream
-from monoport.tunnel.channel import ChannelSession
 
-OPEN_SECONDS = 15.0  # a client that asked for a channel takes it at once
 ANSWER_SECONDS = 25.0  # the child itself gives up a connection after 20
 MAX_ANSWER = 65_536  # bytes; the child's answers are a path or an error
 
@@ -130,16 +126,3 @@ def _passed(ancillary: list[tuple[int, int, bytes]]) -> socket.socket | None:
             descriptors.frombytes(data[: descriptors.itemsize])
             return socket.socket(fileno=descriptors[0])
     return None
-
-
-async def join(session: ChannelSession, found: socket.socket) -> None:
-    """Relay between a channel that is being opened and a connected socket until both have ended."""
-    async with SocketStream(found) as near:
-        try:
-            async with asyncio.timeout(OPEN_SECONDS):
-                await session.opened.wait()
-        except TimeoutError:
-            return
-        if not session.stream.lost:
-            async with session.stream as far:
-                await relay(far, near)

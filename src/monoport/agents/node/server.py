@@ -21,8 +21,9 @@ from monoport.agents.node import account, forwarding
 from monoport.agents.node.account import Account, AccountError
 from monoport.agents.node.session import Host, Session
 from monoport.audit.log import Log
+from monoport.net.sockets import SocketStream
 from monoport.tunnel import link
-from monoport.tunnel.channel import ChannelSession
+from monoport.tunnel.channel import ChannelSession, join
 
 SESSIONS = 10  # sshd's MaxSessions
 FORWARDED = 256  # forwarded connections at one time: a browser behind `ssh -D` opens dozens
@@ -230,7 +231,7 @@ class NodeServer(asyncssh.SSHServer):
 
     async def _joined(self, session: ChannelSession, found: socket.socket) -> None:
         try:
-            await forwarding.join(session, found)
+            await join(session, SocketStream(found))
         finally:
             self._forwarded -= 1
 
@@ -278,7 +279,7 @@ class NodeServer(asyncssh.SSHServer):
                 found.close()
                 return
             await self._link.create_agent_connection(lambda: session)
-            await forwarding.join(session, found)
+            await join(session, SocketStream(found))
         except asyncssh.ChannelOpenError as error:
             self._log.info("the client does not take its agent's connection", error=str(error))
             found.close()

@@ -1,0 +1,325 @@
+"""psql, psycopg and asyncpg through the front door, handler and agent to a real PostgreSQL; only the tunnel is missing."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import psycopg
+import pytest
+
+from monoport import protocols
+from monoport.access.claims import Destination
+from monoport.access.resources import Lock
+from monoport.net.listener import Limits, Listener
+from monoport.proxy import connection
+from monoport.proxy.registry import Connections
+from monoport.routing.outcome import Kind
+from monoport.routing.table import build
+
+from ...real.postgres import PostgresServer
+from .world import PUBLIC, Cluster, User, World, configured, world
+
+SETUP = """
+create role alice login; create role reader login;
+create database app owner alice;
+"""
+DESTINATION = Destination("db", "orders", "postgres", "alice", "app")
+
+
+@pytest.fixture(scope="session")
+def server(cluster: Cluster, need: Callable[[str], str]) -> Iterator[PostgresServer]:
+    need("postgres")
+    made = PostgresServer(*cluster.database_server("localhost", "127.0.0.1"))
+    made.start()
+    made.sql(SETUP)
+    yield made
+    made.stop()
+
+
+@dataclass
+class Door:
+    """A whole proxy on one port of loopback, with an agent behind it."""
+
+    port: int
+    world: World
+    connections: Connections
+    folder: Path
+    server: PostgresServer
+
+    def dsn(self, user: User, *, host: str = f"orders.db.{PUBLIC}", more: str = "", name: str = "app") -> str:
+        """libpq's words for plain SSLRequest straight to the port."""
+        certificate, key = user.files(self.folder)
+        root = self.folder / "cas.pem"
+        root.write_text("".join(self.world.cluster.trusted.host))
+        return (
+            f"host={host} hostaddr=127.0.0.1 port={self.port} user=alice dbname={name} sslmode=verify-full "
+            f"sslrootcert={root} sslcert={certificate} sslkey={key} connect_timeout=15 {more}"
+        )
+
+    def context(self, user: User) -> ssl.SSLContext:
+        context = ssl.create_default_context(cadata="".join(self.world.cluster.trusted.host))
+        context.load_cert_chain(*user.files(self.folder))
+        return context
+
+
+@pytest.fixture
+async def door(cluster: Cluster, server: PostgresServer, tmp_path: Path) -> AsyncIterator[Door]:
+    async with world(cluster, configured(port=server.port)) as made, asyncio.TaskGroup() as group:
+        connections = Connections()
+        table = build([PUBLIC], "example.com", frozenset({Kind.DATABASE}), [one.routing for one in protocols.TABLE.values()])
+        front = connection.FrontDoor(
+            table, made.contexts, connections, {Kind.DATABASE: made.proxy.serve}, lambda: cluster.trusted
+        )
+        listening = socket.create_server(("127.0.0.1", 0))
+        listener = Listener([listening], lambda arrival: connection.serve(arrival, front), Limits())
+        running = group.create_task(listener.run())
+        yield Door(listening.getsockname()[1], made, connections, tmp_path, server)
+        running.cancel()
+
+
+async def psql(door: Door, dsn: str, *words: str, stdin: str = "") -> tuple[int, str, str]:
+    process = await asyncio.create_subprocess_exec(
+        "psql", "-XAtq", dsn, *words,
+        stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    out, err = await process.communicate(stdin.encode())
+    assert process.returncode is not None
+    return process.returncode, out.decode(), err.decode()
+
+
+async def test_plain_psql_straight_to_the_port(door: Door, need: Callable[[str], str]) -> None:
+    need("psql")
+    user = door.world.cluster.user()
+    query = "select current_user || '/' || current_database() || '/' || ssl from pg_stat_ssl where pid = pg_backend_pid()"
+    assert await psql(door, door.dsn(user), "-c", query) == (0, "alice/app/true\n", "")
+    (start,) = door.world.events("db.session.start")
+    assert start["user"] == "alice@example.com"
+    assert (start["database"], start["db_user"], start["db_name"]) == ("orders", "alice", "app")
+    await until(lambda: door.world.events("db.session.end"))
+    (end,) = door.world.events("db.session.end")
+    assert end["bytes_out"] > 0
+    (ran,) = door.world.events("db.query")
+    assert ran["statement"] == query
+    assert ran["connection"] == start["connection"]
+    assert ran["source"].startswith("127.0.0.1:")
+
+
+async def test_new_libpq_with_its_alpn(door: Door) -> None:
+    assert psycopg.pq.version() >= 170000
+    dsn = door.dsn(door.world.cluster.user(destination=DESTINATION), host=PUBLIC)
+    async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as client:
+        assert client.info.server_version >= 150000
+        rows = await (await client.execute("select i from generate_series(1, %s) i", (1000,))).fetchall()
+        assert len(rows) == 1000
+        named = await client.execute("select %s::int + 1", (41,), prepare=True)
+        assert await named.fetchone() == (42,)
+        again = await client.execute("select %s::int + 1", (42,), prepare=True)
+        assert await again.fetchone() == (43,)
+    extended = door.world.events("db.query")
+    assert [one["statement"] for one in extended] == [
+        "select i from generate_series(1, $1) i", "select $1::int + 1", "select $1::int + 1"
+    ]  # fmt: skip
+    assert [one["parameters"] for one in extended] == [1, 1, 1]
+    assert [one["prepared"] for one in extended] == ["", "_pg3_0", "_pg3_0"]
+    (prepared,) = door.world.events("db.prepare")
+    assert prepared["prepared"] == "_pg3_0"
+
+
+async def test_protocol_3_2(door: Door) -> None:
+    dsn = door.dsn(door.world.cluster.user(), more="max_protocol_version=latest")
+    if psycopg.pq.version() < 180000:
+        pytest.skip("libpq before 18 does not know protocol 3.2")
+    async with await psycopg.AsyncConnection.connect(dsn) as client:
+        assert await (await client.execute("select 1")).fetchone() == (1,)
+        assert len(door.world.tunnels.prefaces[0].secret) == 32
+
+
+@pytest.mark.parametrize("more", ["", "max_protocol_version=latest"])
+async def test_cancel_really_cancels(door: Door, more: str) -> None:
+    if more and psycopg.pq.version() < 180000:
+        pytest.skip("libpq before 18 does not know protocol 3.2")
+    async with await psycopg.AsyncConnection.connect(
+        door.dsn(door.world.cluster.user(), more=more), autocommit=True
+    ) as client:
+
+        async def cancel() -> None:
+            await until_sleeping(door)
+            await client.cancel_safe(timeout=10)
+
+        began = time.monotonic()
+        outcome, _ = await asyncio.gather(client.execute("select pg_sleep(60)"), cancel(), return_exceptions=True)
+        assert isinstance(outcome, psycopg.errors.QueryCanceled)
+        assert time.monotonic() - began < 15
+        assert await (await client.execute("select 2")).fetchone() == (2,)
+
+
+async def test_old_style_cancel_in_plaintext(door: Door) -> None:
+    async with await psycopg.AsyncConnection.connect(door.dsn(door.world.cluster.user()), autocommit=True) as client:
+
+        async def cancel() -> None:
+            await until_sleeping(door)
+            await asyncio.to_thread(client.pgconn.get_cancel().cancel)  # PQcancel: no TLS
+
+        outcome, _ = await asyncio.gather(client.execute("select pg_sleep(60)"), cancel(), return_exceptions=True)
+        assert isinstance(outcome, psycopg.errors.QueryCanceled)
+
+
+async def test_guessed_cancel_keys_are_met_with_silence(door: Door) -> None:
+    async with await psycopg.AsyncConnection.connect(door.dsn(door.world.cluster.user()), autocommit=True) as client:
+        pid = client.pgconn.backend_pid
+        packet = (16).to_bytes(4, "big") + (80877102).to_bytes(4, "big") + pid.to_bytes(4, "big") + b"gues"
+        reader, writer = await asyncio.open_connection("127.0.0.1", door.port)
+        writer.write(packet)
+        assert await reader.read() == b""
+        writer.close()
+        assert await (await client.execute("select 1")).fetchone() == (1,)
+    assert [one.kind.value for one in door.world.tunnels.prefaces] == ["db"]
+
+
+async def test_asyncpg_with_prepared_statements_copy_and_pipelines(door: Door) -> None:
+    user = door.world.cluster.user(destination=DESTINATION)
+    client = await asyncpg.connect(
+        host="127.0.0.1", port=door.port, user="alice", database="app", ssl=door.context(user), timeout=15
+    )
+    try:
+        assert await client.fetchval("select $1::int * 2", 21) == 42
+        await client.execute("create temp table t (a int, b text)")
+        rows = [(n, "x" * 1000) for n in range(20_000)]
+        assert await client.copy_records_to_table("t", records=rows) == "COPY 20000"
+        assert await client.fetchval("select count(*) from t") == 20_000
+        await client.executemany("insert into t values ($1, $2)", [(n, "y") for n in range(200)])
+        got: list[bytes] = []
+
+        async def take(data: bytes) -> None:
+            got.append(data)
+
+        await client.copy_from_query("select b from t", output=take)
+        assert sum(map(len, got)) > 20_000_000
+        with pytest.raises(asyncio.TimeoutError):
+            await client.fetchval("select pg_sleep(60)", timeout=0.3)  # cancels
+        assert await client.fetchval("select 1") == 1
+    finally:
+        await client.close()
+    assert any("COPY" in str(one["statement"]) for one in door.world.events("db.query"))
+    assert len(door.world.events("db.copy")) == 1
+    inserts = [one for one in door.world.events("db.query") if "insert into t" in str(one["statement"])]
+    assert len(inserts) == 200
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"name": "template1"}, 'database "template1" of "orders" denied'),
+        ({"more": "user=reader"}, 'user "reader" of "orders" denied'),
+        ({"host": f"nosuch.db.{PUBLIC}"}, 'database "nosuch" is not known here'),
+        ({"more": "replication=database"}, "replication connections are not allowed"),
+    ],
+)
+async def test_refusals_in_psqls_own_words(door: Door, change: dict[str, str], says: str) -> None:
+    before = door.world.events("db.session.start")
+    code, out, err = await psql(door, door.dsn(door.world.cluster.user(), **change), "-c", "select 1")  # type: ignore[arg-type]
+    assert (code, out) == (2, "")
+    assert says in err
+    assert door.world.events("db.session.start") == before
+
+
+@pytest.mark.parametrize(
+    ("destination", "change", "says"),
+    [
+        (Destination("db", "other"), {}, 'certificate is for database "other", not for "orders"'),
+        (Destination("app", "grafana"), {}, "not for databases"),
+        (DESTINATION, {"name": "postgres"}, 'certificate is for database "app"'),
+        (DESTINATION, {"more": "user=reader"}, 'certificate is for user "alice"'),
+        (Destination("db", "orders", "mysql"), {}, "does not speak PostgreSQL"),
+        (None, {"host": PUBLIC}, "names no database"),
+    ],
+)
+async def test_certificate_sni_and_startup_must_agree(
+    door: Door, destination: Destination | None, change: dict[str, str], says: str
+) -> None:
+    user = door.world.cluster.user(destination=destination, users=["alice", "reader"], databases=["app", "postgres"])
+    code, _, err = await psql(door, door.dsn(user, **change), "-c", "select 1")  # type: ignore[arg-type]
+    assert code == 2
+    assert says in err
+    (denied,) = door.world.events("db.session.deny")
+    assert says in denied["reason"]
+
+
+async def test_the_servers_own_refusal_reaches_the_client(door: Door) -> None:
+    user = door.world.cluster.user(users=["nobody"])
+    code, _, err = await psql(door, door.dsn(user, more="user=nobody"), "-c", "select 1")
+    assert code == 2
+    assert 'role "nobody" does not exist' in err
+
+
+async def test_no_certificate_no_byte_to_the_agent(door: Door) -> None:
+    dsn = door.dsn(door.world.cluster.user()).replace("sslcert=", "sslcert=/nowhere")
+    code, _, err = await psql(door, dsn, "-c", "select 1")
+    assert code == 2
+    assert err
+    assert door.world.tunnels.prefaces == []
+
+
+@pytest.mark.parametrize("busy", [False, True])
+async def test_a_locked_user_is_told_and_ended(door: Door, busy: bool) -> None:
+    lock = Lock.model_validate({"kind": "lock", "metadata": {"name": "l1"}, "spec": {"target": {"user": "alice"}}})
+    client = await psycopg.AsyncConnection.connect(door.dsn(door.world.cluster.user()), autocommit=True)
+
+    async def end() -> None:
+        if busy:
+            await until_sleeping(door)
+        assert door.world.leases.sweep(datetime.now(UTC), [lock]) == 1
+        assert door.connections.leases.sweep(datetime.now(UTC), [lock]) == 1
+        await until(lambda: not len(door.connections))
+
+    query = "select pg_sleep(60)" if busy else "select 1"
+    async with asyncio.timeout(5):
+        if busy:
+            outcome, _ = await asyncio.gather(client.execute(query), end(), return_exceptions=True)
+            assert isinstance(outcome, psycopg.errors.QueryCanceled)
+        else:
+            await end()
+        with pytest.raises(psycopg.OperationalError) as caught:
+            await client.execute("select 1")
+    assert "session ended: locked" in str(caught.value)
+    await client.close()
+    (ended,) = door.world.events("db.session.end")
+    assert ended["reason"].startswith("locked")
+
+
+async def test_an_expired_certificate_ends_its_session(door: Door) -> None:
+    async with await psycopg.AsyncConnection.connect(door.dsn(door.world.cluster.user()), autocommit=True) as client:
+        assert door.world.leases.sweep(datetime.now(UTC) + timedelta(hours=2), []) == 1
+        with pytest.raises(psycopg.errors.AdminShutdown, match="certificate expired"):
+            await client.execute("select 1")
+
+
+async def test_client_certificates_are_asked_for_once(door: Door) -> None:
+    dsn = door.dsn(door.world.cluster.user())
+    for _ in range(3):
+        async with await psycopg.AsyncConnection.connect(dsn) as client:
+            await client.execute("select 1")
+    assert door.world.auth.asked == ["alice"]
+
+
+async def until(true: Callable[[], Any]) -> None:
+    async with asyncio.timeout(10):
+        while not true():
+            await asyncio.sleep(0.01)
+
+
+async def until_sleeping(door: Door) -> None:
+    """Wait until the real server runs a pg_sleep."""
+    query = "select count(*) from pg_stat_activity where state = 'active' and query like 'select pg_sleep%'"
+    async with asyncio.timeout(10):
+        while (await asyncio.to_thread(door.server.sql, query)).strip() == "0":
+            await asyncio.sleep(0.01)
