@@ -4,6 +4,7 @@ Belongs here: operations that rules of roles allow (`allow.rules`), each checked
 that belong to a kind of caller are in `service`.
 """
 
+import re
 from datetime import timedelta
 from typing import assert_never
 
@@ -32,6 +33,9 @@ from monoport.auth.service import Service
 from monoport.auth.tokens import JoinToken
 
 LISTED = frozenset({"node", "db"})  # kinds that users see part of without a rule: what their roles let them reach
+
+# Names of people are also names of files (tsh), of principals (SSH) and parts of listings.
+_USER_NAME = re.compile(r"[^\W_][\w.+@-]{0,63}")
 
 
 class Administration:
@@ -105,6 +109,7 @@ class Administration:
                 else:
                     await self._parts.resources.create(resource, resource.metadata.expires)
             case User():
+                _check_user_name(resource.name)
                 await self._require_roles(resource)
                 if force:
                     await self._parts.users.put(resource)
@@ -149,6 +154,7 @@ class Administration:
             metadata=Metadata(name=request.name),
             spec=UserSpec(roles=request.roles, traits=dict(request.traits)),
         )
+        _check_user_name(user.name)
         await self._require_roles(user)
         await self._parts.users.add(user, request.password)
         await self._lift(user.name)
@@ -254,6 +260,11 @@ class Administration:
 
     async def _note(self, caller: Identity, event_type: str, **fields: object) -> None:
         await self._service.record(event_type, by=str(caller), **fields)
+
+
+def _check_user_name(name: str) -> None:
+    if _USER_NAME.fullmatch(name) is None:
+        raise Invalid(f"{name!a} is no user name: expected letters, digits and . _ + @ -, the first a letter or digit")
 
 
 def _removal(user: str) -> str:

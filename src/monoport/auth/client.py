@@ -342,8 +342,8 @@ class AuthClient:
         await self._call("POST", "/v1/users", body)
 
     async def users_remove(self, name: str) -> None:
-        """Removes a user and ends every session of theirs with a lock for as long as their certificates last."""
-        await self._call("DELETE", f"/v1/users/{_part(name)}")
+        """Removes a user; a lock ends their sessions for as long as their certificates last."""
+        await self.delete("user", name)
 
     async def users_reset(self, name: str, password: str) -> None:
         """Sets a new password and lifts the lock after failed logins."""

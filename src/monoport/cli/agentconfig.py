@@ -1,0 +1,45 @@
+"""The configuration to paste on a host that joins: what `tctl tokens add` prints below a token.
+
+Belongs here: this text. The keys are those of `monoport.config`, which reads it.
+"""
+
+from monoport.auth.messages import MadeToken
+from monoport.cli.tables import printable
+from monoport.config import Config
+
+_SECTIONS = {
+    "node": "ssh_service:\n  enabled: yes\n",
+    "db": (
+        "db_service:\n  enabled: yes\n  databases:\n"
+        "  - name: example\n    protocol: postgres\n    uri: localhost:5432\n"
+    ),
+    "proxy": "proxy_service:\n  enabled: yes\n  public_addr: ['proxy.example.com:443']\n",
+}
+
+
+def agent_config(token: MadeToken, config: Config) -> str:
+    """A YAML file for a host that joins with the token; types that no service serves yet are named in comments."""
+    address = config.public_addrs[0] if config.public_addrs else None
+    lines = [
+        "version: v3",
+        "teleport:",
+        "  data_dir: /var/lib/monoport",
+        f"  proxy_server: {address or 'PROXY.EXAMPLE.COM:443'}",
+        f"  ca_pin: {token.ca_pin}",
+        "  join_params:",
+        "    method: token",
+        f"    token_name: {_quoted(token.token)}",
+    ]
+    later = [one for one in token.types if one not in _SECTIONS]
+    sections = [_SECTIONS[one] for one in token.types if one in _SECTIONS]
+    if later:
+        lines.append(f"# no service of this version joins as: {', '.join(later)}")
+    return "\n".join(lines) + "\n" + "".join(sections)
+
+
+def _quoted(token: str) -> str:
+    """A YAML scalar: drawn tokens as they are, unless all digits; others in double quotes."""
+    if token.isascii() and token.isalnum() and token[0].isalpha():
+        return token
+    escaped = printable(token).replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'

@@ -1,0 +1,42 @@
+"""Option types that several commands take: comma-separated names, lengths of time.
+
+Belongs here: turning an argument into a value, with an error that says what is expected.
+"""
+
+from datetime import timedelta
+from typing import Any
+
+import click
+
+from monoport.access.duration import parse_duration
+
+
+class Names(click.ParamType[tuple[str, ...]]):
+    """Comma-separated names, blanks around them dropped."""
+
+    name = "names"
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> tuple[str, ...]:
+        """The names; an empty text is none."""
+        if isinstance(value, tuple):
+            return value
+        return tuple(dict.fromkeys(name.strip() for name in str(value).split(",") if name.strip()))
+
+
+class Duration(click.ParamType[timedelta]):
+    """A length of time such as 30m, 8h or 1h30m."""
+
+    name = "duration"
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> timedelta:
+        """The length; fails with what is expected."""
+        if isinstance(value, timedelta):
+            return value
+        try:
+            return parse_duration(str(value))
+        except ValueError as error:
+            self.fail(f"{str(value)!a}: {error}", parameter, context)
+
+
+NAMES = Names()
+DURATION = Duration()

@@ -1,0 +1,76 @@
+"""`tctl`, the administrator's command: runs beside the auth service and talks to it through its socket.
+
+Belongs here: the command itself, its groups, and the cluster's status. The groups' commands are in `tctl_*`.
+"""
+
+from pathlib import Path
+
+import click
+
+from monoport.auth.client import AuthClient
+from monoport.auth.messages import Status
+from monoport.cli import tctl_certificates, tctl_front, tctl_people, tctl_resources
+from monoport.cli.beside import DEFAULT_CONFIG, Beside, pass_beside
+from monoport.cli.run import Group, run
+from monoport.cli.tables import Column, document, format_option, plain, printable, show
+
+
+@click.group("tctl", cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="monoport", message="%(version)s")
+@click.option(
+    "-c",
+    "--config",
+    "file",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    default=DEFAULT_CONFIG,
+    show_default=True,
+    envvar="MONOPORT_CONFIG",
+    help="The configuration of the daemon that runs the auth service.",
+)
+@click.pass_context
+def tctl(context: click.Context, file: Path) -> None:
+    """Administer a monoport cluster, beside its auth service."""
+    context.obj = Beside(file)
+
+
+@tctl.command()
+@format_option
+@pass_beside
+def status(beside: Beside, output: str) -> None:
+    """Show the cluster, its CA pin and what is in it."""
+
+    async def ask(client: AuthClient) -> Status:
+        return await client.status()
+
+    found = beside.ask(ask)
+    if output != "text":
+        click.echo(document(plain(found.model_dump()), output), nl=False)
+        return
+    click.echo(f"Cluster   {printable(found.cluster)}")
+    click.echo(f"Version   {printable(found.version)}")
+    for pin in found.ca_pins:
+        click.echo(f"CA pin    {printable(pin)}")
+    words = {"user": "users", "role": "roles", "node": "nodes", "db": "databases", "token": "tokens", "lock": "locks"}
+    click.echo("Counts    " + ", ".join(f"{found.counts.get(kind, 0)} {word}" for kind, word in words.items()))
+    click.echo()
+    show(found.authorities, [Column("Authority", "kind"), Column("Valid until", "expires")])
+
+
+tctl.add_command(tctl_people.users)
+tctl.add_command(tctl_people.tokens)
+tctl.add_command(tctl_resources.create)
+tctl.add_command(tctl_resources.get)
+tctl.add_command(tctl_resources.rm)
+tctl.add_command(tctl_resources.nodes)
+tctl.add_command(tctl_resources.db)
+tctl.add_command(tctl_resources.lock)
+tctl.add_command(tctl_certificates.auth)
+tctl.add_command(tctl_front.events)
+tctl.add_command(tctl_front.route)
+tctl.add_command(tctl_front.conns)
+
+
+def main() -> None:
+    """The console script."""
+    run(tctl)

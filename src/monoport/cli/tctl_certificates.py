@@ -1,0 +1,143 @@
+"""`tctl auth sign` and `tctl auth export`: certificates without a login, and the cluster's CAs.
+
+Belongs here: options and words of these commands. Keys are made here, on this machine; only public keys go to the
+auth service.
+"""
+
+from collections.abc import Sequence
+from datetime import timedelta
+from pathlib import Path
+
+import click
+
+from monoport.auth import keys
+from monoport.auth.authorities import TrustedCas
+from monoport.auth.client import AuthClient
+from monoport.auth.messages import Certificate, UserCertificates
+from monoport.cli.beside import Beside, pass_beside
+from monoport.cli.options import DURATION, NAMES
+from monoport.cli.run import Group
+from monoport.cli.tables import cell, printable
+from monoport.errors import Failure
+
+EXPORTS = {
+    "user": "OpenSSH user CA, for sshd's TrustedUserCAKeys",
+    "host": "OpenSSH host CA",
+    "known_hosts": "the same as a line for known_hosts",
+    "tls-user": "X.509 user CA, PEM",
+    "tls-host": "X.509 host CA, PEM",
+    "db": "X.509 CA of database servers, PEM",
+    "db-client": "X.509 CA of the agents' certificates to databases, PEM",
+}
+
+
+@click.group(cls=Group)
+def auth() -> None:
+    """Certificates and their authorities."""
+
+
+@auth.command()
+@click.option("--user", metavar="NAME", help="Certificates for this user.")
+@click.option(
+    "--format", "kind", type=click.Choice(("user", "db")), default="user", help="For a user or a database server."
+)
+@click.option(
+    "--host", "hosts", type=NAMES, default="", metavar="HOST,..", help="Names and addresses of the database server."
+)
+@click.option(
+    "--out", required=True, type=click.Path(path_type=Path), help="A folder (user), or what file names begin with (db)."
+)
+@click.option("--ttl", type=DURATION, help="How long they are good; a user's roles set the longest.")
+@pass_beside
+def sign(  # noqa: PLR0917 - click passes every option by its name
+    beside: Beside, user: str | None, kind: str, hosts: tuple[str, ...], out: Path, ttl: timedelta | None
+) -> None:
+    """Sign certificates without a login, for keys that are made now."""
+    if kind == "db":
+        if not hosts or user is not None:
+            raise Failure("--format=db takes --host=HOST[,HOST] and no --user")
+        _sign_database(beside, hosts, out, ttl)
+        return
+    if user is None or hosts:
+        raise Failure("expected --user=NAME, or --format=db --host=HOST[,HOST]")
+    _sign_user(beside, user, out, ttl)
+
+
+def _sign_user(beside: Beside, user: str, folder: Path, ttl: timedelta | None) -> None:
+    pair = keys.generate()
+
+    async def ask(client: AuthClient) -> UserCertificates:
+        return await client.sign_user(user, pair.public, pair.ssh_public, ttl)
+
+    signed = beside.ask(ask)
+    files = {
+        user: pair.private,
+        f"{user}-x509.pem": signed.certificate,
+        f"{user}-cert.pub": signed.ssh_certificate.rstrip("\n") + "\n",
+        "certs.pem": "".join(signed.cas.host),
+        "known_hosts": _export(signed.cas, "known_hosts"),
+    }
+    for name, text in files.items():
+        keys.write_private(folder / name, text)
+    click.echo(f"{folder}: {', '.join(printable(name) for name in files)}, good until {cell(signed.expires)}")
+
+
+def _sign_database(beside: Beside, hosts: Sequence[str], prefix: Path, ttl: timedelta | None) -> None:
+    pair = keys.generate()
+
+    async def ask(client: AuthClient) -> Certificate:
+        return await client.sign_database_server(hosts, pair.public, ttl)
+
+    signed = beside.ask(ask)
+    key, certificate, cas = (prefix.with_name(prefix.name + suffix) for suffix in (".key", ".crt", ".cas"))
+    keys.write_private(key, pair.private)
+    certificate.write_text(signed.certificate)
+    cas.write_text(_lines(signed.cas.dbclient))
+    click.echo(f"{certificate}, {key} and {cas} are written, good until {cell(signed.expires)}")
+    click.echo("postgresql.conf:  ssl = on")
+    for setting, path in (("ssl_cert_file", certificate), ("ssl_key_file", key), ("ssl_ca_file", cas)):
+        click.echo(f"                  {setting} = '{path.absolute()}'")
+    click.echo("pg_hba.conf:      hostssl all all all cert")
+
+
+@auth.command()
+@click.option(
+    "--type",
+    "kind",
+    type=click.Choice(tuple(EXPORTS)),
+    default="user",
+    show_default=True,
+    help="; ".join(f"{name}: {what}" for name, what in EXPORTS.items()),
+)
+@pass_beside
+def export(beside: Beside, kind: str) -> None:
+    """Print the public part of one of the cluster's CAs."""
+
+    async def ask(client: AuthClient) -> TrustedCas:
+        return await client.cas()
+
+    click.echo(_export(beside.ask(ask), kind), nl=False)
+
+
+def _export(cas: TrustedCas, kind: str) -> str:
+    match kind:
+        case "user":
+            return _lines(cas.ssh_user)
+        case "host":
+            return _lines(cas.ssh_host)
+        case "known_hosts":
+            return _lines([f"@cert-authority *.{cas.cluster},{cas.cluster} {line}" for line in cas.ssh_host])
+        case "tls-user":
+            return _lines(cas.user)
+        case "tls-host":
+            return _lines(cas.host)
+        case "db":
+            return _lines(cas.db)
+        case "db-client":
+            return _lines(cas.dbclient)
+        case _:
+            raise AssertionError(f"no export of {kind}")
+
+
+def _lines(texts: Sequence[str]) -> str:
+    return "".join(text.rstrip("\n") + "\n" for text in texts)

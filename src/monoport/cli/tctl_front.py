@@ -1,0 +1,132 @@
+"""`tctl events|route|conns`: what happened, and what the front door does.
+
+Belongs here: options and words of these commands. The daemon answers for its own connections and routes.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from monoport.audit.events import Event
+from monoport.auth.client import AuthClient
+from monoport.cli.beside import Beside, pass_beside
+from monoport.cli.options import NAMES
+from monoport.cli.run import Group
+from monoport.cli.tables import Column, ago, cell, document, format_option, printable, show, size
+from monoport.errors import Failure
+
+PAGE = 500  # events asked for at once
+_SHOWN_APART = ("id", "time", "type", "user")
+
+
+@click.group(cls=Group)
+def events() -> None:
+    """The audit log."""
+
+
+@events.command("ls")
+@click.option("--type", "event_type", metavar="TYPE", help="Only this type; session.* is every type of a family.")
+@click.option("--limit", type=click.IntRange(min=1), default=100, show_default=True, help="How many at most.")
+@format_option
+@pass_beside
+def events_ls(beside: Beside, event_type: str | None, limit: int, output: str) -> None:
+    """List audit events, the newest first."""
+
+    async def ask(client: AuthClient) -> list[Event]:
+        found: list[Event] = []
+        position = None
+        while len(found) < limit:
+            page = await client.events_list(min(PAGE, limit - len(found)), position, event_type)
+            found += page.events
+            position = page.next
+            if position is None:
+                break
+        return found
+
+    rows = [{**event.fields, "id": event.id, "time": event.time, "type": event.type} for event in beside.ask(ask)]
+    if output == "text":
+        rows = [{**row, "what": _rest(row)} for row in rows]
+    columns = [Column("Time", "time"), Column("Event", "type", "bold"), Column("User", "user"), Column("What", "what")]
+    show(rows, columns, output)
+
+
+def _rest(row: dict[str, Any]) -> str:
+    return " ".join(f"{name}={cell(value)}" for name, value in row.items() if name not in _SHOWN_APART)
+
+
+@click.group(cls=Group)
+def route() -> None:
+    """How connections are routed by their first bytes."""
+
+
+@route.command("ls")
+@format_option
+@pass_beside
+def route_ls(beside: Beside, output: str) -> None:
+    """List the routing table, in its order."""
+    columns = [
+        Column("Rule", "rule", "bold"),
+        Column("When", "when"),
+        Column("Goes to", "goes_to"),
+        Column("TLS", "tls"),
+    ]
+    show(beside.ask_daemon("/routes"), columns, output)
+
+
+@route.command("explain")
+@click.option("--sni", default="", metavar="NAME", help="The server name that the client asks for.")
+@click.option("--alpn", type=NAMES, default="", metavar="A,..", help="The protocols it offers, in its order.")
+@click.option("--cert", type=click.Path(path_type=Path), metavar="FILE", help="The client's certificate, PEM.")
+@click.option("--user", metavar="NAME", help="Instead of a certificate: a user.")
+@format_option
+@pass_beside
+def route_explain(  # noqa: PLR0917 - click passes every option by its name
+    beside: Beside, sni: str, alpn: tuple[str, ...], cert: Path | None, user: str | None, output: str
+) -> None:
+    """Say where such a connection would go, and why."""
+    if cert is not None and user is not None:
+        raise Failure("expected one of --cert and --user, not both")
+    question: dict[str, object] = {"sni": sni, "alpn": list(alpn)}
+    if cert is not None:
+        question["certificate"] = cert.read_text(encoding="ascii", errors="replace")
+    if user is not None:
+        question["user"] = user
+    answer = beside.ask_daemon("/explain", question)
+    if output != "text":
+        click.echo(document(answer, output), nl=False)
+        return
+    click.echo(printable(answer["outcome"]) + "\n")
+    show(answer["steps"], [Column("Rule", "rule", "bold"), Column("Verdict", "verdict"), Column("Why", "why")])
+
+
+@click.group(cls=Group)
+def conns() -> None:
+    """Connections to the one port."""
+
+
+@conns.command("ls")
+@format_option
+@pass_beside
+def conns_ls(beside: Beside, output: str) -> None:
+    """List live connections and the latest refusals."""
+    rows = beside.ask_daemon("/conns")
+    if output == "text":
+        rows = [
+            {**row, "age": ago(row["age_s"]), "in": size(row["bytes_in"]), "out": size(row["bytes_out"])}
+            for row in rows
+        ]
+    titles = {
+        "Id": "id",
+        "Source": "source",
+        "User": "user",
+        "Route": "route",
+        "SNI": "sni",
+        "ALPN": "alpn",
+        "State": "state",
+        "Age": "age",
+        "In": "in",
+        "Out": "out",
+        "Reason": "reason",
+    }
+    show(rows, [Column(title, key) for title, key in titles.items()], output)

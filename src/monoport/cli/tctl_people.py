@@ -1,0 +1,159 @@
+"""`tctl users` and `tctl tokens`: who may sign in, and what may join.
+
+Belongs here: options and words of these commands.
+"""
+
+from datetime import timedelta
+
+import click
+
+from monoport.access.resources import Resource, User
+from monoport.auth.client import AuthClient
+from monoport.auth.messages import TOKEN_TYPES, MadeToken, Token
+from monoport.cli.agentconfig import agent_config
+from monoport.cli.beside import Beside, pass_beside
+from monoport.cli.newpassword import choose_password
+from monoport.cli.options import DURATION, NAMES
+from monoport.cli.run import Group
+from monoport.cli.tables import Column, cell, document, format_option, plain, printable, show
+from monoport.errors import Failure
+
+
+@click.group(cls=Group)
+def users() -> None:
+    """Local users."""
+
+
+@users.command("add")
+@click.argument("name")
+@click.option("--roles", type=NAMES, default="access", show_default=True, metavar="R,..", help="What they may do.")
+@click.option("--logins", type=NAMES, default="", metavar="L,..", help="Logins on nodes.")
+@click.option("--db-users", type=NAMES, default="", metavar="U,..", help="Database users; * is any.")
+@click.option("--db-names", type=NAMES, default="", metavar="D,..", help="Names within databases; * is any.")
+@click.option("--password-stdin", is_flag=True, help="Take the password from the first line of standard input.")
+@pass_beside
+def users_add(  # noqa: PLR0917 - click passes every option by its name
+    beside: Beside,
+    name: str,
+    roles: tuple[str, ...],
+    logins: tuple[str, ...],
+    db_users: tuple[str, ...],
+    db_names: tuple[str, ...],
+    password_stdin: bool,
+) -> None:
+    """Add the user NAME."""
+    if not roles:
+        raise Failure("--roles names no role: expected at least one, such as access")
+    traits = {"logins": logins, "db_users": db_users, "db_names": db_names}
+    given = {trait: values for trait, values in traits.items() if values}
+    password = choose_password(name, password_stdin)
+
+    async def add(client: AuthClient) -> None:
+        await client.users_add(name, roles, given, password)
+
+    beside.ask(add)
+    click.echo(f"user {printable(name)} added, roles: {cell(roles)}")
+
+
+@users.command("ls")
+@format_option
+@pass_beside
+def users_ls(beside: Beside, output: str) -> None:
+    """List local users."""
+
+    async def ask(client: AuthClient) -> list[Resource]:
+        return await client.users_list()
+
+    rows = [
+        {"name": user.name, "roles": user.spec.roles, "traits": user.spec.traits}
+        for user in beside.ask(ask)
+        if isinstance(user, User)
+    ]
+    show(rows, [Column("User", "name", "bold"), Column("Roles", "roles"), Column("Traits", "traits")], output)
+
+
+@users.command("rm")
+@click.argument("name")
+@pass_beside
+def users_rm(beside: Beside, name: str) -> None:
+    """Remove the user NAME; running sessions end."""
+
+    async def remove(client: AuthClient) -> None:
+        await client.users_remove(name)
+
+    beside.ask(remove)
+    click.echo(f"user {printable(name)} removed")
+
+
+@users.command("reset")
+@click.argument("name")
+@click.option("--password-stdin", is_flag=True, help="Take the password from the first line of standard input.")
+@pass_beside
+def users_reset(beside: Beside, name: str, password_stdin: bool) -> None:
+    """Set another password for NAME; ends the lock after failed logins too."""
+    password = choose_password(name, password_stdin)
+
+    async def reset(client: AuthClient) -> None:
+        await client.users_reset(name, password)
+
+    beside.ask(reset)
+    click.echo(f"password of {printable(name)} set")
+
+
+@click.group(cls=Group)
+def tokens() -> None:
+    """Join tokens."""
+
+
+@tokens.command("add")
+@click.option("--type", "types", type=NAMES, required=True, metavar="T,..", help=f"Of {', '.join(TOKEN_TYPES)}.")
+@click.option("--ttl", type=DURATION, default="30m", show_default=True, help="How long the token is good.")
+@click.option("--value", metavar="T", help="The token itself, at least 8 characters; drawn if not given.")
+@format_option
+@pass_beside
+def tokens_add(beside: Beside, types: tuple[str, ...], ttl: timedelta, value: str | None, output: str) -> None:
+    """Make a token with which hosts join, and print what they need."""
+    unknown = [one for one in types if one not in TOKEN_TYPES]
+    if unknown or not types:
+        raise Failure(f"--type: {cell(unknown) or 'empty'}: expected some of {', '.join(TOKEN_TYPES)}")
+
+    async def add(client: AuthClient) -> MadeToken:
+        return await client.tokens_add(types, ttl, value)
+
+    made = beside.ask(add)
+    if output != "text":
+        shown = {"token": made.token, "ca_pin": made.ca_pin, "types": made.types, "expires": made.expires}
+        click.echo(document(plain(shown), output), nl=False)
+        return
+    click.echo(f"Token    {printable(made.token)}")
+    click.echo(f"CA pin   {printable(made.ca_pin)}")
+    click.echo(f"Types    {cell(made.types)}")
+    click.echo(f"Expires  {cell(made.expires)}")
+    click.echo("\nThe token is not shown again. Configuration of a host that joins with it:\n")
+    click.echo(agent_config(made, beside.config), nl=False)
+
+
+@tokens.command("ls")
+@format_option
+@pass_beside
+def tokens_ls(beside: Beside, output: str) -> None:
+    """List the tokens that are still good; their values are not kept."""
+
+    async def ask(client: AuthClient) -> list[Token]:
+        return await client.tokens_list()
+
+    rows = [one.model_dump() for one in beside.ask(ask)]
+    show(rows, [Column("Id", "id", "bold"), Column("Types", "types"), Column("Expires", "expires")], output)
+
+
+@tokens.command("rm")
+@click.argument("token")
+@pass_beside
+def tokens_rm(beside: Beside, token: str) -> None:
+    """Remove a token, named by its id or its value."""
+
+    async def remove(client: AuthClient) -> None:
+        await client.tokens_remove(token)
+
+    beside.ask(remove)
+    click.echo("token removed")
