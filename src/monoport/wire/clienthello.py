@@ -11,7 +11,7 @@ from monoport.wire import names
 
 MAX_HELLO = 65_536  # post-quantum hellos pass 1.5 KiB; this caps memory per unknown peer, record headers included
 # Records times octets: callers parse again with every segment, so this caps what a hello split into tiny records and
-# sent octet by octet can cost, at about two seconds of processor time; 1600 octets in records of one octet each still pass.
+# sent octet by octet can cost, at about two seconds of processor time; 1600 records of one octet each still pass.
 MAX_WALK = 1 << 24
 MAX_EXTENSIONS = 128  # browsers send about 20; caps the work that one complete hello can cause
 MAX_PROTOCOLS = 128  # ALPN names; browsers send 2; caps the same work
