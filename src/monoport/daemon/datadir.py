@@ -44,7 +44,9 @@ def open_data_directory(root: Path) -> tuple[DataDirectory, int]:
     try:
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
         if root.stat().st_uid != os.geteuid():
-            raise Failure(f"data folder {root} belongs to another user (uid {root.stat().st_uid}), not to uid {os.geteuid()}")
+            raise Failure(
+                f"data folder {root} belongs to another user (uid {root.stat().st_uid}), not to uid {os.geteuid()}"
+            )
         root.chmod(0o700)
         for folder in (root / "identity", root / "spool"):
             folder.mkdir(mode=0o700, exist_ok=True)

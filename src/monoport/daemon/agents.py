@@ -1,0 +1,103 @@
+"""The agents of this daemon: a resource's service, its tunnel to the proxy, its heartbeats, bound together.
+
+Belongs here: which service hangs on which tunnel. Does not belong here: what a service does (agents), the tunnel's life
+(tunnel.agent).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import structlog
+
+from monoport.access.lease import Leases
+from monoport.access.resources import Metadata, Node, NodeSpec
+from monoport.agents.database.agent import Databases
+from monoport.agents.node.agent import Node as NodeService
+from monoport.auth.client import AuthError
+from monoport.config import Config
+from monoport.daemon.member import Member
+from monoport.errors import Failure
+from monoport.tunnel.agent import Agent, Handler, Proxy
+
+HEARTBEAT = 15.0  # seconds, up to a fifth less: the inventory forgets a node after 60
+ANY = {"0.0.0.0", "::"}  # noqa: S104 # where a proxy listens on every address, its agent beside it takes loopback
+
+_log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """One agent, as the daemon runs it."""
+
+    agent: Agent
+    beat: Callable[[], Awaitable[Any]]
+    leases: Leases
+    member: Member
+
+    async def run(self) -> None:
+        """Serve, and tell the cluster what is here, until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self.agent.run())
+            group.create_task(self.beat())  # type: ignore[arg-type]
+
+    def sweep(self, now: datetime) -> None:
+        """End what has expired or is locked."""
+        self.leases.sweep(now, self.member.cache.locks)
+
+
+def roles(config: Config) -> list[str]:
+    """The agents that a configuration enables."""
+    return [role for role, on in (("node", config.ssh_service.enabled), ("db", config.db_service.enabled)) if on]
+
+
+def make(config: Config, member: Member) -> Service:
+    """The agent of a member's role."""
+    match member.role:
+        case "node":
+            return _node(config, member)
+        case "db":
+            return _databases(config, member)
+        case other:
+            raise Failure(f"there is no agent for the role {other}")
+
+
+def _node(config: Config, member: Member) -> Service:
+    host_id = member.host.host_id
+    node = Node(
+        metadata=Metadata(name=host_id, labels=dict(config.ssh_service.labels)),
+        spec=NodeSpec(hostname=config.teleport.nodename, host_id=host_id),
+    )
+    service = NodeService(lambda: node, lambda: member.host.key, member.cache, member.audit)
+
+    async def beat() -> None:
+        while True:
+            try:
+                await member.client.heartbeat(node)
+            except AuthError as error:
+                _log.warning("heartbeat failed", node=config.teleport.nodename, reason=str(error))
+            await asyncio.sleep(HEARTBEAT * (1 - random.random() / 5))  # noqa: S311 # jitter, not a secret
+
+    return Service(_agent(config, member, service.serve), beat, Leases(), member)
+
+
+def _databases(config: Config, member: Member) -> Service:
+    leases = Leases()
+    databases = config.db_service.databases
+    service = Databases(member.host.host_id, databases, member.cache, member.client, member.audit, leases=leases)
+    return Service(_agent(config, member, service.serve), service.run, leases, member)
+
+
+def _agent(config: Config, member: Member, handler: Handler) -> Agent:
+    address = config.teleport.proxy_server
+    if address is not None:
+        proxy = Proxy(address.host, address.port)
+    else:
+        own = config.proxy_service.web_listen_addr
+        proxy = Proxy("127.0.0.1" if own.host in ANY else own.host, own.port)
+    return Agent(proxy, member.host.host_id, lambda: member.host.key, lambda: member.cache.cas, handler)

@@ -1,0 +1,188 @@
+"""`monoport start`: the services of one configuration, from the first file to the last connection.
+
+Belongs here: the order in which services start and stop, signals, and the ticker that ends sessions in time. Does not
+belong here: what each service is made of (frontdoor, agents, member).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+import structlog
+
+from monoport import __version__
+from monoport.access.resources import Lock
+from monoport.auth.local import LocalAuth
+from monoport.config import Address, Config
+from monoport.daemon import admin, agents, logs
+from monoport.daemon.agents import Service
+from monoport.daemon.datadir import DataDirectory, open_data_directory
+from monoport.daemon.frontdoor import Proxy
+from monoport.daemon.member import Member, member
+from monoport.errors import Failure
+from monoport.net import listener
+from monoport.net.listener import Arrival, Limits, Listener
+from monoport.proxy.connection import FrontDoor
+
+TICK = 1.0  # seconds between looks at leases: a session is over 5 s after its certificate or a lock says so
+
+_log = structlog.get_logger()
+
+
+def run(config: Config) -> int:
+    """Run the services that a configuration enables until SIGTERM or Ctrl-C.
+
+    Returns the exit status. Raises Failure, before anything has started, where they cannot be run.
+    """
+    logs.configure(config.teleport.log.severity, config.teleport.log.format)
+    data, lock = open_data_directory(config.teleport.data_dir)
+    try:
+        bound = _bind(config)
+        try:
+            asyncio.run(_Daemon(config, data, bound).run())
+        except ExceptionGroup as group:
+            raise _first(group) from group
+        finally:
+            for sockets in bound.values():
+                for one in sockets:
+                    one.close()
+    finally:
+        os.close(lock)
+    return 0
+
+
+def _bind(config: Config) -> dict[str, list[socket.socket]]:
+    """Every address that the configuration names, bound: one that is in use is told before anything starts."""
+    wanted: dict[str, Address | None] = {}
+    if config.auth_service.enabled:
+        wanted["auth"] = config.auth_service.listen_addr
+    if config.proxy_service.enabled:
+        proxy = config.proxy_service
+        wanted["web"] = proxy.web_listen_addr
+        wanted |= {"ssh": proxy.listen_addr, "tunnel": proxy.tunnel_listen_addr, "postgres": proxy.postgres_listen_addr}
+    bound: dict[str, list[socket.socket]] = {}
+    try:
+        for name, address in wanted.items():
+            if address is not None:
+                bound[name] = listener.bind(address.host, address.port)
+    except BaseException:
+        for sockets in bound.values():
+            for one in sockets:
+                one.close()
+        raise
+    return bound
+
+
+def _first(group: ExceptionGroup[Exception]) -> Exception:
+    """The failure to show: the first one that is meant for a user, else the first."""
+    leaves = [_first(error) if isinstance(error, ExceptionGroup) else error for error in group.exceptions]
+    return next((error for error in leaves if isinstance(error, Failure)), leaves[0])
+
+
+@dataclass
+class _Daemon:
+    """One run of the daemon."""
+
+    config: Config
+    data: DataDirectory
+    bound: dict[str, list[socket.socket]]
+    stopping: asyncio.Event = field(default_factory=asyncio.Event)
+    proxy: Proxy | None = None
+    members: list[Member] = field(default_factory=list)
+    services: list[Service] = field(default_factory=list)
+
+    async def run(self) -> None:
+        """Start everything in order, wait for a signal, stop everything in reverse."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.stopping.set)
+        async with asyncio.TaskGroup() as group:
+            running = group.create_task(self._run())
+            await self.stopping.wait()
+            _log.info("stopping")
+            if self.proxy is not None:
+                await self.proxy.drain()
+            running.cancel()
+
+    async def _run(self) -> None:
+        """Everything, until cancelled; each piece lives in a group that ends before what it stands on."""
+        async with AsyncExitStack() as stack:
+            local = await self._auth(stack)
+            group = await stack.enter_async_context(asyncio.TaskGroup())
+            group.create_task(self._tick())
+            group.create_task(admin.serve(self.data.socket, self._front, self._locks))
+            if self.config.proxy_service.enabled:
+                group = await self._start_proxy(stack, local)
+            for role in agents.roles(self.config):
+                group = await self._start_agent(stack, local, role)
+            port = self.config.proxy_service.web_listen_addr.port if self.proxy is not None else None
+            _log.info("monoport is ready", version=__version__, port=port)
+            await asyncio.get_running_loop().create_future()  # until cancelled
+
+    async def _auth(self, stack: AsyncExitStack) -> LocalAuth | None:
+        """The auth service, if it runs here, answering."""
+        if not self.config.auth_service.enabled:
+            return None
+        local = await LocalAuth.open(self.data.root, self.config.cluster_name)
+        await stack.enter_async_context(local)
+        group = await stack.enter_async_context(asyncio.TaskGroup())
+        group.create_task(local.run())
+        await local.ready.wait()
+        if "auth" in self.bound:
+
+            async def pass_on(arrival: Arrival) -> None:
+                arrival.settled()  # the auth service has deadlines of its own
+                arrival.stream.unread(arrival.first)
+                await local.serve(arrival.stream)
+
+            group.create_task(Listener(self.bound.pop("auth"), pass_on, Limits()).run())
+        return local
+
+    async def _start_proxy(self, stack: AsyncExitStack, local: LocalAuth | None) -> asyncio.TaskGroup:
+        """The proxy, listening; it opens last, when the auth service has answered."""
+        joined = member("proxy", self.config, self.data, local, on_renewal=self._renewed)
+        own = await stack.enter_async_context(joined)
+        self.members.append(own)
+        self.proxy = Proxy(self.config, own)
+        group = await stack.enter_async_context(asyncio.TaskGroup())
+        sockets = [one for found in self.bound.values() for one in found]
+        self.bound.clear()
+        group.create_task(self.proxy.run(sockets))
+        return group
+
+    async def _start_agent(self, stack: AsyncExitStack, local: LocalAuth | None, role: str) -> asyncio.TaskGroup:
+        """One agent, once its tunnel stands."""
+        own = await stack.enter_async_context(member(role, self.config, self.data, local))
+        self.members.append(own)
+        service = agents.make(self.config, own)
+        self.services.append(service)
+        group = await stack.enter_async_context(asyncio.TaskGroup())
+        group.create_task(service.run())
+        await service.agent.connected.wait()
+        return group
+
+    def _front(self) -> FrontDoor | None:
+        return self.proxy.front if self.proxy is not None else None
+
+    def _locks(self) -> tuple[Lock, ...]:
+        return next((one.cache.locks for one in self.members), ())
+
+    def _renewed(self) -> None:
+        if self.proxy is not None:
+            self.proxy.renewed()
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(TICK)
+            now = datetime.now(UTC)
+            for sweep in ([self.proxy.sweep] if self.proxy is not None else []) + [one.sweep for one in self.services]:
+                try:
+                    sweep(now)
+                except ExceptionGroup:  # what could be ended was; the rest is tried again with the next tick
+                    _log.exception("some sessions could not be ended")

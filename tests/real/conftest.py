@@ -1,0 +1,66 @@
+"""One cluster, one node and one PostgreSQL for all tests of real programs in a session."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import pwd
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from .cluster import Cluster, Person, wait_until
+
+
+@pytest.fixture(scope="session")
+def login() -> Iterator[str]:
+    """A login of this machine: alice, made for the session when the tests run as root, else whoever runs them."""
+    if os.geteuid() != 0:
+        yield getpass.getuser()
+        return
+    try:
+        pwd.getpwnam("alice")
+    except KeyError:
+        subprocess.run(["useradd", "--create-home", "--shell", "/bin/bash", "alice"], check=True, capture_output=True)
+        yield "alice"
+        subprocess.run(["userdel", "--remove", "alice"], check=False, capture_output=True)
+    else:
+        yield "alice"
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory: pytest.TempPathFactory, login: str) -> Iterator[Cluster]:
+    """Auth, proxy and one SSH node that joined with a token, all through one port."""
+    made = Cluster(tmp_path_factory.mktemp("cluster"))
+    try:
+        made.front.start()
+        made.add_user("alice", "--roles=access", f"--logins={login}", "--db-users=alice,reader", "--db-names=app,postgres")
+        made.add_user("bob", "--roles=access", "--logins=nobody-here")
+        node = made.agent("node", "node", "ssh_service:\n  enabled: yes\n  labels: {env: test}\n")
+        node.start()
+        yield made
+    finally:
+        made.stop()
+
+
+@pytest.fixture(scope="session")
+def alice(cluster: Cluster) -> Iterator[Person]:
+    """Alice, signed in, with an ssh-agent that holds her certificate."""
+    person = cluster.person("alice")
+    agent = person.start_agent()
+    cluster.login(person)
+    wait_until(lambda: "node" in person.tsh("ls").stdout, 15, "the node in tsh ls")
+    yield person
+    agent.terminate()
+    agent.wait()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """An empty folder that any user of the machine may enter."""
+    for parent in (tmp_path, *tmp_path.parents):
+        if parent.stat().st_uid == os.geteuid() and parent != Path("/tmp"):  # noqa: S108 # stop at the system's own
+            parent.chmod(parent.stat().st_mode | 0o011)
+    return tmp_path

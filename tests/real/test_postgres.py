@@ -1,0 +1,198 @@
+"""PostgreSQL through the one port: psql and psycopg against a real server that only knows certificates."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from .cluster import BIN, Cluster, Person, free_port, wait_until
+from .postgres import PostgresServer
+
+SETUP = """
+create role alice login; create role reader login; create role mallory login;
+create database app owner alice;
+"""
+
+
+@pytest.fixture(scope="session")
+def server(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory, need) -> Iterator[PostgresServer]:
+    """A real PostgreSQL whose certificate `tctl auth sign --format=db` made, and an agent beside it."""
+    need("postgres")
+    folder = tmp_path_factory.mktemp("certificates")
+    cluster.tctl("auth", "sign", "--format=db", "--host=localhost,127.0.0.1", f"--out={folder}/server")
+    server = PostgresServer.from_files(tmp_path_factory.mktemp("postgres"), folder / "server")
+    server.start()
+    server.sql(SETUP)
+    agent = cluster.agent(
+        "dbhost",
+        "db",
+        "db_service:\n  enabled: yes\n  databases:\n"
+        f"    - {{name: pg, protocol: postgres, uri: 'localhost:{server.port}', static_labels: {{env: test}}}}\n"
+        f"    - {{name: gone, protocol: postgres, uri: 'localhost:{free_port()}'}}\n",
+    )
+    agent.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def dba(server: PostgresServer, alice: Person) -> Person:
+    """Alice, with the database in her list."""
+    wait_until(lambda: "pg" in alice.tsh("db", "ls").stdout, 15, "the database in tsh db ls")
+    return alice
+
+
+@pytest.fixture
+def tunnel(dba: Person) -> Iterator[int]:
+    """`tsh proxy db --tunnel` on a port of its own."""
+    dba.tsh("db", "login", "pg", "--db-user=alice", "--db-name=app")
+    port = free_port()
+    proxy = subprocess.Popen([BIN / "tsh", "proxy", "db", "-p", str(port), "--tunnel", "pg"], env=dba.env(), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert proxy.stdout is not None
+    proxy.stdout.readline()
+    yield port
+    proxy.send_signal(signal.SIGINT)
+    proxy.wait(10)
+
+
+def direct(cluster: Cluster, person: Person, database: str = "pg", user: str = "alice", name: str = "app") -> str:
+    """libpq's words for reaching the database straight on the port, with no local proxy."""
+    keys = person.home / ".tsh" / "keys" / "localhost"
+    return (
+        f"host={database}.db.localhost hostaddr=127.0.0.1 port={cluster.port} user={user} dbname={name} sslmode=verify-full "
+        f"sslrootcert={keys}/certs.pem sslcert={keys}/alice-db/example.com/{database}-x509.pem sslkey={keys}/alice connect_timeout=15"
+    )
+
+
+def test_tsh_db_connect_runs_psql(dba: Person, need) -> None:
+    need("psql")
+    done = dba.tsh("db", "connect", "pg", "--db-user=alice", "--db-name=app", stdin="select current_user || '/' || current_database();\n")
+    assert "alice/app" in done.stdout
+    failed = dba.tsh("db", "connect", "pg", "--db-user=alice", "--db-name=app", stdin="\\set ON_ERROR_STOP on\nselect 1/0;\n", code=None)
+    assert failed.returncode == 3, "the exit status is psql's own"
+
+
+def test_psycopg_through_the_local_proxy(tunnel: int) -> None:
+    with psycopg.connect(f"host=127.0.0.1 port={tunnel} user=alice dbname=app sslmode=disable") as connection:
+        rows = connection.execute("select i, repeat('x', 1000) from generate_series(1, %s) i", (5000,)).fetchall()
+        assert len(rows) == 5000
+        ssl_user = connection.execute("select current_user").fetchone()
+        assert ssl_user == ("alice",)
+        with connection.cursor().copy("copy (select generate_series(1, 100000)) to stdout") as copy:
+            assert sum(1 for _ in copy.rows()) == 100_000
+
+
+def test_cancel_through_the_local_proxy_really_cancels(tunnel: int) -> None:
+    with psycopg.connect(f"host=127.0.0.1 port={tunnel} user=alice dbname=app sslmode=disable") as connection:
+        process = subprocess.Popen(["sleep", "0"])
+        process.wait()
+        connection.execute("select 1")
+        import threading
+
+        timer = threading.Timer(0.5, connection.cancel_safe)
+        timer.start()
+        began = time.monotonic()
+        with pytest.raises(psycopg.errors.QueryCanceled):
+            connection.execute("select pg_sleep(60)")
+        assert time.monotonic() - began < 20
+        timer.join()
+
+
+def test_ctrl_c_in_psql_cancels(dba: Person, need) -> None:
+    process = subprocess.Popen(
+        [BIN / "tsh", "db", "connect", "pg", "--db-user=alice", "--db-name=app"],
+        env=dba.env(),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write(b"select 'before' as a;\nselect pg_sleep(60);\nselect 'after' as b;\n")
+    process.stdin.flush()
+    seen = b""
+    while b"before" not in seen:
+        seen += os.read(process.stdout.fileno(), 4096)
+    wait_until(lambda: sleeping(dba), 15, "the sleeping query")
+    os.killpg(process.pid, signal.SIGINT)
+    process.stdin.close()
+    seen += process.stdout.read()
+    process.wait(20)
+    assert b"canceling statement due to user request" in seen, seen
+
+
+def sleeping(person: Person) -> bool:
+    """Whether the server runs a pg_sleep of another session."""
+    query = "select count(*) from pg_stat_activity where state = 'active' and query like 'select pg_sleep%'"
+    return "1" in person.tsh("db", "connect", "pg", "--db-user=alice", "--db-name=app", stdin=f"\\t\n{query};\n").stdout
+
+
+def test_plain_psql_straight_to_the_port(cluster: Cluster, dba: Person, need) -> None:
+    dba.tsh("db", "login", "pg", "--db-user=alice", "--db-name=app")
+    done = dba.run(need("psql"), direct(cluster, dba), "-Atc", "select current_user")
+    assert done.stdout == "alice\n"
+
+
+def test_new_libpq_offers_its_alpn_after_sslrequest(cluster: Cluster, dba: Person) -> None:
+    assert psycopg.pq.version() >= 170000, "psycopg's own libpq offers ALPN postgresql"
+    dba.tsh("db", "login", "pg", "--db-user=alice", "--db-name=app")
+    with psycopg.connect(direct(cluster, dba)) as connection:
+        assert connection.execute("select 1").fetchone() == (1,)
+        connection.cancel_safe()
+
+
+@pytest.mark.parametrize(("user", "name", "says"), [("mallory", "app", "mallory"), ("alice", "template1", "template1")])
+def test_a_denial_names_what_was_refused(cluster: Cluster, dba: Person, need, user: str, name: str, says: str) -> None:
+    refused = dba.tsh("db", "login", "pg", f"--db-user={user}", f"--db-name={name}", code=None)
+    assert refused.returncode == 1
+    assert says in refused.stderr
+    dba.tsh("db", "login", "pg", "--db-user=alice", "--db-name=app")
+    done = dba.run(need("psql"), direct(cluster, dba, user=user, name=name), "-c", "select 1", code=2)
+    assert says in done.stderr
+
+
+def test_no_certificate_no_byte_to_the_server(cluster: Cluster, dba: Person, server: PostgresServer, need) -> None:
+    before = server.log_text().count("connection received")
+    words = " ".join(word for word in direct(cluster, dba).split() if not word.startswith(("sslcert", "sslkey")))
+    done = dba.run(need("psql"), words + " sslcert=/nowhere", "-c", "select 1", code=2)
+    assert done.stderr
+    assert server.log_text().count("connection received") == before
+
+
+def test_a_database_that_is_down_and_one_that_is_unknown(dba: Person) -> None:
+    down = dba.tsh("db", "connect", "gone", "--db-user=alice", "--db-name=app", stdin="select 1;\n", code=None)
+    assert down.returncode != 0
+    assert "gone" in down.stderr
+    unknown = dba.tsh("db", "connect", "nosuch", "--db-user=alice", "--db-name=app", code=1)
+    assert "nosuch" in unknown.stderr
+    assert len(unknown.stderr.strip().splitlines()) == 1
+
+
+def test_statements_of_both_protocols_are_audited(cluster: Cluster, dba: Person, tunnel: int) -> None:
+    with psycopg.connect(f"host=127.0.0.1 port={tunnel} user=alice dbname=app sslmode=disable") as connection:
+        connection.execute("select 'simple-statement'")
+        connection.execute("select %s || 'extended-statement'", ("x",), prepare=True)
+
+    def audited() -> bool:
+        shown = json.dumps(json.loads(cluster.tctl("events", "ls", "--format=json").stdout))
+        return "simple-statement" in shown and "extended-statement" in shown
+
+    wait_until(audited, 15, "both statements in tctl events ls")
+
+
+def test_logout_takes_the_certificate_away(dba: Person) -> None:
+    dba.tsh("db", "login", "pg", "--db-user=alice", "--db-name=app")
+    certificate = Path(dba.home) / ".tsh/keys/localhost/alice-db/example.com/pg-x509.pem"
+    assert certificate.exists()
+    assert certificate.with_name("pg.pem").exists()
+    dba.tsh("db", "logout", "pg")
+    assert not certificate.exists()

@@ -1,0 +1,149 @@
+"""SSH through the one port with real clients: tsh, and OpenSSH's ssh, scp and sftp."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import signal
+import stat
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from .cluster import BIN, Cluster, Person, wait_until
+
+RFD = ["-o", "ForwardAgent yes", "-o", "ProxyCommand tsh proxy ssh --user=%r %h:%p"]
+
+
+def test_login_writes_the_files_of_the_contract(cluster: Cluster, alice: Person) -> None:
+    keys = alice.home / ".tsh" / "keys" / "localhost"
+    for name in ("certs.pem", "alice", "alice-x509.pem", "alice-cert.pub"):
+        assert (keys / name).exists(), name
+    assert stat.S_IMODE((keys / "alice").stat().st_mode) == 0o600
+    assert stat.S_IMODE(keys.stat().st_mode) == 0o700
+    assert "user: alice" in alice.tsh("status").stdout.lower().replace("  ", " ") or "alice@example.com" in alice.tsh("status").stdout
+
+
+def test_ls_in_every_format(alice: Person) -> None:
+    rows = json.loads(alice.tsh("ls", "--format=json").stdout)
+    assert any("node" in row.values() for row in rows)
+    assert "node" in alice.tsh("ls", "--format=yaml").stdout
+
+
+def test_tsh_ssh_gives_output_and_exit_status(alice: Person, login: str) -> None:
+    assert alice.tsh("ssh", f"{login}@node", "id -un").stdout == f"{login}\n"
+    done = alice.tsh("ssh", f"{login}@node", "echo out; echo err >&2; exit 7", code=7)
+    assert (done.stdout, done.stderr) == ("out\n", "err\n")
+
+
+def test_tsh_ssh_carries_input_through_a_pipe(alice: Person, login: str) -> None:
+    data = os.urandom(3_000_000)
+    done = subprocess.run([BIN / "tsh", "ssh", f"{login}@node", "cat"], input=data, capture_output=True, env=alice.env(), timeout=60, check=True)
+    assert done.stdout == data
+
+
+def test_openssh_word_for_word(alice: Person, login: str, need) -> None:
+    done = alice.run(need("ssh"), *RFD, f"{login}@node.example.com", "id -un && ssh-add -l", stdin="")
+    user, key = done.stdout.splitlines()[:2]
+    assert user == login
+    assert "ECDSA" in key
+    assert "authenticity" not in done.stderr
+    assert "Permanently added" not in done.stderr
+
+
+def test_openssh_finds_the_node_by_every_name(cluster: Cluster, alice: Person, login: str, need) -> None:
+    host_id = next(row for row in json.loads(cluster.tctl("nodes", "ls", "--format=json").stdout))["id"]
+    for host in ("node.example.com", f"{host_id}.example.com"):
+        done = alice.run(need("ssh"), "-o", f"HostKeyAlias {host}", *RFD, f"{login}@{host.removesuffix('.example.com') if host_id in host else host}", "true", code=None)
+        assert done.returncode == 0, done.stderr
+
+
+def test_tsh_config_serves_ssh_scp_and_sftp(alice: Person, login: str, folder: Path, need) -> None:
+    config = folder / "ssh_config"
+    config.write_text(alice.tsh("config").stdout)
+    assert "Host *.example.com" in config.read_text()
+    bare = {"SSH_AUTH_SOCK": ""}
+    assert alice.run(need("ssh"), "-F", config, f"{login}@node.example.com", "echo hello", **bare).stdout == "hello\n"
+    sent, back = folder / "sent", folder / "back"
+    sent.write_bytes(os.urandom(1_500_000))
+    remote = f"/tmp/monoport-{os.getpid()}"
+    alice.run(need("scp"), "-F", config, sent, f"{login}@node.example.com:{remote}", **bare)
+    alice.run(need("scp"), "-F", config, f"{login}@node.example.com:{remote}", back, **bare)
+    assert back.read_bytes() == sent.read_bytes()
+    listing = alice.run(need("sftp"), "-F", config, "-b", "-", f"{login}@node.example.com", stdin=f"ls -l {remote}\nrm {remote}\n", **bare)
+    assert remote in listing.stdout
+
+
+def test_tsh_scp_both_ways_and_folders(alice: Person, login: str, folder: Path) -> None:
+    tree = folder / "tree"
+    (tree / "inner").mkdir(parents=True)
+    (tree / "inner" / "file").write_bytes(os.urandom(200_000))
+    remote = f"/tmp/monoport-tree-{os.getpid()}"
+    alice.tsh("scp", "-r", tree, f"{login}@node:{remote}")
+    alice.tsh("scp", "-r", f"{login}@node:{remote}", folder / "back")
+    copies = [path for path in (folder / "back").rglob("file")]
+    assert [path.read_bytes() for path in copies] == [(tree / "inner" / "file").read_bytes()]
+    alice.tsh("ssh", f"{login}@node", f"rm -r {remote}")
+
+
+def test_terminal_size_and_its_changes_reach_the_node(alice: Person, login: str) -> None:
+    shown, process, master = b"", None, -1
+    pid, master = pty.fork()
+    if pid == 0:
+        os.execvpe("tsh", ["tsh", "ssh", "-t", f"{login}@node", "stty size; trap 'stty size; exit 3' WINCH; echo wait; while :; do sleep 0.1; done"], alice.env())
+
+    def seen(what: bytes) -> bool:
+        nonlocal shown
+        try:
+            shown += os.read(master, 4096)
+        except OSError:
+            pass
+        return what in shown
+
+    import fcntl
+    import struct
+    import termios
+
+    wait_until(lambda: seen(b"wait"), 20, f"the remote shell's prompt, saw {shown!r}")
+    fcntl.ioctl(master, termios.TIOCSWINSZ, struct.pack("HHHH", 41, 133, 0, 0))
+    os.kill(pid, signal.SIGWINCH)
+    wait_until(lambda: seen(b"41 133"), 20, f"the new size, saw {shown!r}")
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 3
+    os.close(master)
+    assert process is None
+
+
+@pytest.mark.parametrize(("target", "says"), [("{login}@nowhere", "nowhere"), ("root2@node", "root2")])
+def test_unknown_node_and_refused_login_are_named(alice: Person, login: str, target: str, says: str) -> None:
+    done = alice.tsh("ssh", target.format(login=login), "true", code=None)
+    assert done.returncode not in (0, 7)
+    assert says in done.stderr
+    assert len(done.stderr.strip().splitlines()) <= 2, done.stderr
+
+
+def test_a_user_without_the_login_is_refused_by_the_node_too(cluster: Cluster, login: str) -> None:
+    bob = cluster.person("bob")
+    cluster.login(bob, "--no-ssh-setup")
+    done = bob.tsh("ssh", f"{login}@node", "true", code=None)
+    assert done.returncode != 0
+    assert login in done.stderr
+    assert not (bob.home / ".ssh" / "known_hosts").exists()
+
+
+def test_local_forwarding_reaches_a_service_beside_the_node(cluster: Cluster, alice: Person, login: str, folder: Path, need) -> None:
+    config = folder / "ssh_config"
+    config.write_text(alice.tsh("config").stdout)
+    done = alice.run(need("ssh"), "-F", config, "-W", f"127.0.0.1:{cluster.port}", f"{login}@node.example.com", stdin="GET / HTTP/1.0\r\n\r\n")
+    assert "308" in done.stdout
+
+
+def test_every_session_is_in_the_audit_log(cluster: Cluster, alice: Person, login: str) -> None:
+    alice.tsh("ssh", f"{login}@node", "echo audited-command")
+    events = wait_until(
+        lambda: [row for row in json.loads(cluster.tctl("events", "ls", "--format=json").stdout) if "audited-command" in json.dumps(row)],
+        10,
+        "the command in tctl events ls",
+    )
+    assert any("alice@example.com" in json.dumps(event) for event in events)
