@@ -165,7 +165,7 @@ class KeyPair(Section):
 class Limits(Section):
     """How many connections the port takes at once."""
 
-    connections: int = Field(default=10_000, ge=1, le=1_000_000, description="in all")
+    connections: int = Field(default=8192, ge=1, le=1_000_000, description="in all")
     per_source: int | None = Field(
         default=None, ge=1, le=1_000_000, description="from one address (default 512, and any number from loopback)"
     )

@@ -45,7 +45,7 @@ proxy_service:
   #tunnel_listen_addr: 0.0.0.0:3024
   #postgres_listen_addr: 0.0.0.0:5432
   #limits:
-    #connections: 10000
+    #connections: 8192
     #per_source: 512
 
 # Users, roles and certificate authorities. On where a proxy is and no other auth service is named.
