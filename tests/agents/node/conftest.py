@@ -5,7 +5,7 @@ import os
 import pwd
 import socket
 import subprocess
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -239,3 +239,15 @@ class World:
 @pytest.fixture
 def world(tmp_path: Path, login: str) -> World:
     return World(tmp_path, login)
+
+
+@pytest.fixture
+def lock() -> Callable[..., Lock]:
+    def make(**target: str) -> Lock:
+        found = parse_document(
+            {"kind": "lock", "version": "v1", "metadata": {"name": "l1"}, "spec": {"target": target}}
+        )
+        assert isinstance(found, Lock)
+        return found
+
+    return make
