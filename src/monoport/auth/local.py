@@ -69,8 +69,8 @@ class LocalAuth:
         self._parts = parts
         self._storage = storage
         self._credentials, self._renew_at = self._sign_own()
-        app = api.build(self.service, self.administration)
-        self._server = Server(app, lambda: self._credentials, parts.now)
+        self.app = api.build(self.service, self.administration)
+        self._server = Server(self.app, lambda: self._credentials, parts.now)
         self._connections: asyncio.TaskGroup | None = None
         self._admin_pair = generate()
 
