@@ -79,7 +79,7 @@ def test_row_proxy_header(first, whole, header):
     ("alpn", "select"),
     [
         ((), None),
-        (("h2", "http/1.1"), "h2"),
+        (("h2", "http/1.1"), "http/1.1"),
         (("http/1.1",), "http/1.1"),
         (("spdy/3",), None),
         (("teleport-proxy-ssh",), None),
@@ -187,7 +187,7 @@ def test_row_database_name(first, whole):
 
 def test_row_application(first, whole):
     name = "grafana.example.com"
-    for alpn, select in (((), None), (("h2", "http/1.1"), "h2"), (("http/1.1",), "http/1.1")):
+    for alpn, select in (((), None), (("h2", "http/1.1"), "http/1.1"), (("http/1.1",), "http/1.1")):
         wanted = route(Kind.APPLICATION, "application", APP_TLS, name, *alpn, select=select, target="grafana")
         assert decide(hello(name, *alpn), whole) == wanted
         assert refused(decide(hello(name, *alpn), first), Code.NOT_ENABLED)
@@ -197,7 +197,7 @@ def test_row_application(first, whole):
 @pytest.mark.parametrize("name", ["proxy.example.com", "alt.example.org", "elsewhere", "example", None])
 @pytest.mark.parametrize(
     ("alpn", "select"),
-    [((), None), (("h2", "http/1.1"), "h2"), (("http/1.1", "h2"), "http/1.1"), (("\n\n", "h2"), "h2")],
+    [((), None), (("h2", "http/1.1"), "http/1.1"), (("http/1.1", "h2"), "http/1.1"), (("\n\n", "h2"), "h2")],
 )
 def test_row_web(first, bare, name, alpn, select):
     assert decide(hello(name, *alpn), first) == route(Kind.WEB, "web", WEB_TLS, name, *alpn, select=select)

@@ -298,14 +298,14 @@ def db_logout(proxy: str | None, name: str | None) -> None:
         click.echo(f"logged out of database {each}")
 
 
-@db.command("connect", context_settings=_PASS, short_help="Open a database's own client.")
+@db.command("connect", short_help="Open a database's own client.")
 @proxy_option
 @click.option("--db-user", metavar="USER", default="", help="The database user.")
 @click.option("--db-name", metavar="DATABASE", default="", help="The database inside it.")
 @click.argument("name")
-@click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="[OPTIONS OF THE CLIENT]...")
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="[-- OPTIONS OF THE CLIENT]...")
 def db_connect(proxy: str | None, db_user: str, db_name: str, name: str, arguments: tuple[str, ...]) -> int:
-    """Open a database's own client, such as psql; its exit status is ours. Words behind NAME are the client's."""
+    """Open a database's own client, such as psql; its exit status is ours. Words behind -- are the client's."""
     from monoport.client.databases import Wanted
     from monoport.client.shell import connect
 

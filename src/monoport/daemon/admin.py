@@ -6,7 +6,7 @@ here: how they are shown (cli) and what they say (routing.explain, proxy.registr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, assert_never
@@ -65,7 +65,7 @@ def application(front: Callable[[], FrontDoor | None], locks: Callable[[], Itera
         return found
 
     async def conns(_request: Request) -> Response:
-        return JSONResponse(door().connections.rows())
+        return JSONResponse([_connection(row, datetime.now(UTC)) for row in door().connections.rows()])
 
     async def routes(_request: Request) -> Response:
         rows = listing(door().table)
@@ -93,6 +93,24 @@ def application(front: Callable[[], FrontDoor | None], locks: Callable[[], Itera
 
     paths = [Route("/conns", conns), Route("/routes", routes), Route("/explain", why, methods=["POST"])]
     return Starlette(routes=paths, exception_handlers={Failure: failed})
+
+
+def _connection(row: Mapping[str, Any], now: datetime) -> dict[str, Any]:
+    """One connection or refusal as `tctl conns ls` lists it."""
+    leads = " ".join(str(part) for part in (row["kind"], row["target"] or row["protocol"]) if part)
+    return {
+        "id": row["id"],
+        "source": row["source"],
+        "user": row["user"] or "",
+        "route": leads or row["rule"] or "",
+        "sni": row["server_name"] or "",
+        "alpn": ",".join(row["alpn"]),
+        "state": row["state"],
+        "age_s": max(0.0, (now - datetime.fromisoformat(row["started"])).total_seconds()),
+        "bytes_in": row["bytes_in"],
+        "bytes_out": row["bytes_out"],
+        "reason": f"{row['code']}: {row['reason']}" if row["code"] else "",
+    }
 
 
 def answer(question: Question, front: FrontDoor, locks: Iterable[Lock]) -> dict[str, Any]:

@@ -221,7 +221,8 @@ def alpn_of(hello: ClientHello) -> str:
 
 
 def _http(hello: ClientHello) -> str | None:
-    return next((name for name in hello.alpn if name in names.HTTP_ALPN), None)
+    """The HTTP version to select: ours, in our order, whatever the client would rather have."""
+    return next((name for name in names.HTTP_ALPN if name in hello.alpn), None)
 
 
 def _list(parts: Iterable[str]) -> str:

@@ -10,7 +10,7 @@ DIAL = f"dial.{LOCAL}"
 SSH_ALPN = ("teleport-proxy-ssh", "teleport-ssh-proxy")  # rfd39.md uses both spellings
 TUNNEL_ALPN = ("teleport-reversetunnel", "teleport-reverse-tunnel")  # likewise
 AUTH_PREFIX = "teleport-auth@"
-HTTP_ALPN = ("h2", "http/1.1")
+HTTP_ALPN = ("http/1.1", "h2")  # in the order of our preference: the web speaks HTTP/1.1 and only declines h2
 RESERVED_PREFIX = "teleport-"
 RESERVED_ALPN = frozenset({"postgresql"})  # registered by IANA for PostgreSQL; reserved whether or not it is served
 

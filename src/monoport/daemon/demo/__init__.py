@@ -23,6 +23,8 @@ from monoport.errors import Failure
 
 __all__ = ["run"]
 
+WIDTH = 150  # characters of a line where there is no terminal to ask
+
 
 def run(folder: Path | None, port: int, check: bool) -> int:
     """Start the demonstration and keep it until Ctrl-C; with `check` run every printed command instead.
@@ -34,9 +36,9 @@ def run(folder: Path | None, port: int, check: bool) -> int:
     root = Path(tempfile.mkdtemp(prefix="monoport-demo-")) if folder is None else folder.absolute()
     root.mkdir(mode=0o700, parents=True, exist_ok=True)
     root.chmod(0o711)  # PostgreSQL's own account passes through to its folder
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else WIDTH)
     stop = _on_signals()
-    cluster = Cluster(root, port)
+    cluster = Cluster(root, port, temporary=made)
     try:
         _start(console, cluster)
         commands = Commands(cluster)

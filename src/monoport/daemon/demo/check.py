@@ -22,7 +22,7 @@ from monoport.errors import Failure
 
 COMMAND_SECONDS = 60.0  # the slowest, a login, takes one or two
 LOG_SECONDS = 2.0  # a connection's line is written when it ends, a moment after the command did
-SHOWN = 46  # characters of a command in the table
+SHOWN = 44  # characters of a command in the table
 
 
 @dataclass(slots=True)
@@ -96,11 +96,23 @@ def _run(cluster: Cluster, command: Command, agent: str) -> Outcome:
         problem = f"exit status {done.returncode}: {shown.strip()[-500:]}"
     elif command.expect not in shown:
         problem = f"{command.expect!r} is not in its output: {shown.strip()[-500:]}"
-    return Outcome(command, problem, seconds, _arrived(log, before))
+    return Outcome(command, problem, seconds, _arrivals(log, before) if command.arrives else [])
+
+
+def _arrivals(log: Path, before: int) -> list[tuple[str, str, str]]:
+    """What arrived at the port since the log was `before` bytes long, without the agents' own connections."""
+    deadline = time.monotonic() + LOG_SECONDS
+    found: list[tuple[str, str, str]] = []
+    while time.monotonic() < deadline:
+        again = _arrived(log, before)
+        if again and again == found:
+            break
+        found = again
+        select.select([], [], [], 0.1)
+    return found
 
 
 def _arrived(log: Path, before: int) -> list[tuple[str, str, str]]:
-    """What the front door's log says arrived since it was `before` bytes long, without the agents' own."""
     with log.open("rb") as file:
         file.seek(before)
         lines = file.read().decode(errors="replace").splitlines()
@@ -110,7 +122,7 @@ def _arrived(log: Path, before: int) -> list[tuple[str, str, str]]:
             event = json.loads(line)
         except ValueError:
             continue  # a line of a library, or one that is being written
-        if event.get("event") == "connection" and "agent" not in str(event.get("user")):
+        if event.get("event") == "connection" and event.get("kind") != "tunnel":
             found[str(event.get("alpn") or "-"), str(event.get("sni") or "-"), str(event.get("kind"))] = None
     return list(found)
 
@@ -122,7 +134,8 @@ def _table(outcomes: list[Outcome]) -> Table:
     for outcome in outcomes:
         line = outcome.command.line
         shown = line if len(line) <= SHOWN else line[: SHOWN - 1] + "…"
-        first, *rest = outcome.arrived or [("", "", "the daemon beside it" if line.startswith("tctl") else "")]
+        beside = "the daemon's own socket" if line.startswith("tctl") else ""
+        first, *rest = outcome.arrived or [("", "", beside)]
         mark = "[red]failed[/]" if outcome.problem else "[green]ok[/]"
         table.add_row(shown.replace("[", "\\["), *first, f"{outcome.seconds:.2f}", mark)
         for arrived in rest:

@@ -14,7 +14,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -77,9 +76,8 @@ class Process:
 class Cluster:
     """Everything the demonstration runs. `steps` starts it piece by piece; `stop` ends whatever was started."""
 
-    def __init__(self, root: Path, port: int) -> None:
-        self.root, self.port = root, port
-        self.temporary = str(root).startswith(tempfile.gettempdir())
+    def __init__(self, root: Path, port: int, *, temporary: bool) -> None:
+        self.root, self.port, self.temporary = root, port, temporary
         self.login = getpass.getuser()
         self.password = secrets.token_urlsafe(9)
         self.pin = ""

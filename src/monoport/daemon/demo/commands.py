@@ -14,11 +14,15 @@ from monoport.daemon.demo.cluster import NAME, USER, Cluster
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """One line to paste. why: what it shows. expect: text that its output must hold."""
+    """One line to paste.
+
+    why: what it shows. expect: text that its output must hold. arrives: whether it reaches the one port.
+    """
 
     line: str
     why: str = ""
     expect: str = ""
+    arrives: bool = True
 
 
 class Commands:
@@ -56,7 +60,7 @@ class Commands:
             "plain OpenSSH, your agent forwarded, no key to accept",
             "ECDSA",
         )
-        yield Command(f"tsh config > {root}/ssh_config", "and its other tools, by a configuration")
+        yield Command(f"tsh config > {root}/ssh_config", "and its other tools, by a configuration", arrives=False)
         yield Command(f"scp -q -F {root}/ssh_config {root}/front.yaml {login}@node.{NAME}:{root}/copied-by-scp")
         yield Command(f"tsh scp {login}@node:{root}/copied-by-scp {root}/copied-back")
 
@@ -82,7 +86,8 @@ class Commands:
             f"{tctl} route explain --sni localhost --alpn teleport-mysql",
             "why a connection goes where it goes",
             "not_enabled",
+            arrives=False,
         )
-        yield Command(f"{tctl} conns ls", "who is connected, and who was turned away and why")
-        yield Command(f"{tctl} events ls", "what was done", f"{USER}@{NAME}")
-        yield Command("tsh logout", "removes every certificate and its line in known_hosts")
+        yield Command(f"{tctl} conns ls", "who is connected, and who was turned away and why", arrives=False)
+        yield Command(f"{tctl} events ls", "what was done", f"{USER}@{NAME}", arrives=False)
+        yield Command("tsh logout", "removes every certificate and its line in known_hosts", arrives=False)

@@ -29,6 +29,8 @@ from monoport.routing.outcome import Kind
 
 LOGIN_BURST, LOGIN_SECONDS = 60, 1.0  # a class behind one address can sign in at once; a guesser gets one try a second
 JOIN_BURST, JOIN_SECONDS = 120, 0.5  # a rack of hosts boots behind one address; tokens have 128 bits or more
+# To clients that offer h2 alone: empty SETTINGS, then GOAWAY with HTTP_1_1_REQUIRED (RFC 9113 sections 6.5 and 6.8).
+H2_DECLINED = bytes.fromhex("000000040000000000000008070000000000000000000000000d")
 LIMITS = Limits(body_bytes=65_536)  # the largest request is a join with two public keys and 64 names: under 32 KiB
 
 
@@ -57,6 +59,9 @@ class Web:
         route = connection.route
         assert route is not None
         state = {"id": connection.id, "source": connection.source[0], "server_name": route.server_name}
+        if route.tls is not None and route.tls.alpn == "h2":
+            await connection.stream.write(H2_DECLINED)
+            return
         app = self.bootstrap if route.kind is Kind.BOOTSTRAP else self.web
         await serve_http(connection.stream, app, state=state, limits=LIMITS, client=connection.source)
 
