@@ -18,7 +18,7 @@ from urllib.parse import unquote
 import h11
 import structlog
 
-from monoport.net.stream import Stream
+from monoport.net.stream import Stream, linger
 
 Message = MutableMapping[str, Any]
 App = Callable[[MutableMapping[str, Any], Callable[[], Awaitable[Message]], Callable[[Message], Awaitable[None]]], Any]
@@ -28,8 +28,6 @@ _log = structlog.get_logger()
 _READ = 65_536  # bytes asked of the stream at once: one whole small request with its body
 _PIPELINED = 65_536  # bytes a peer may send ahead while its last answer is being written; then we stop reading
 _PIECE = 65_536  # bytes written under one deadline, so that a large answer may take as long as it moves
-_LINGER_BYTES = 262_144  # what is read and dropped after an early answer, so that a reset does not destroy the answer
-_LINGER_SECONDS = 2.0  # as long as a client across the world needs to see the answer and stop sending
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,16 +204,8 @@ class _Connection:
 
     async def _linger(self) -> None:
         """Say that we are done and take what is still under way, so that closing does not reset the answer."""
-        self._stream.send_eof()
-        left = _LINGER_BYTES
-        try:
-            async with asyncio.timeout(_LINGER_SECONDS):
-                while left > 0 and not self._ended:
-                    data = await self._stream.read(_READ)
-                    left -= len(data)
-                    self._ended = not data
-        except TimeoutError:
-            return
+        linger(self._stream)
+        await self._stream.wait_closed()
 
     def _scope(self, request: h11.Request) -> dict[str, Any]:
         path, _, query = request.target.partition(b"?")

@@ -1,5 +1,6 @@
 """What browsers and clients get on the web and bootstrap names, and what they do not."""
 
+import asyncio
 import html
 import re
 import shlex
@@ -8,14 +9,19 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from h2.connection import H2Connection
+from h2.errors import ErrorCodes
+from h2.events import ConnectionTerminated
 
 from monoport import __version__
 from monoport.auth.client import AuthError
 from monoport.config import Address, parse
+from monoport.net import memory
+from monoport.proxy.connection import Connection
 from monoport.proxy.web import pages
 from monoport.proxy.web.site import Site, site
 from monoport.routing.names import BOOTSTRAP
-from monoport.routing.outcome import Kind
+from monoport.routing.outcome import Ask, Kind, Route, Show, Tls, Trust
 
 from .conftest import CAS, PIN, World, make_site
 
@@ -301,3 +307,20 @@ async def test_garbage_on_the_connection(world: World) -> None:
     async with world.connection() as client:
         await client.write(b"\x00\x01\x02\r\n\r\n")
         assert (await client.read()).startswith(b"HTTP/1.1 400 ")
+
+
+async def test_h2_alone_is_declined_in_its_own_words(world: World) -> None:
+    client, server = memory.pair()
+    tls = Tls(Show.PUBLIC, Ask.NONE, Trust.NONE, "h2", tls12=True)
+    route = Route(Kind.WEB, "web", tls, server_name="example.com", alpn=("h2",))
+    connection = Connection("c1", ("192.0.2.7", 5), server, None, route=route)  # type: ignore[arg-type]
+    peer = H2Connection()
+    peer.initiate_connection()
+    async with asyncio.TaskGroup() as tasks:
+        serving = tasks.create_task(world.web.serve(connection))
+        await client.write(peer.data_to_send())
+        events = peer.receive_data(await client.read())
+        client.close()
+        await serving
+    ended = next(event for event in events if isinstance(event, ConnectionTerminated))
+    assert ended.error_code == ErrorCodes.HTTP_1_1_REQUIRED

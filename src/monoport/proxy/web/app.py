@@ -17,6 +17,7 @@ from starlette.types import ASGIApp
 from monoport.auth.authorities import TrustedCas
 from monoport.auth.client import AuthClient
 from monoport.net.http import Limits, serve_http
+from monoport.net.stream import linger
 from monoport.proxy.connection import Connection
 from monoport.proxy.web import pages
 from monoport.proxy.web.api import Api, Refused, error
@@ -60,7 +61,9 @@ class Web:
         assert route is not None
         state = {"id": connection.id, "source": connection.source[0], "server_name": route.server_name}
         if route.tls is not None and route.tls.alpn == "h2":
-            await connection.stream.write(H2_DECLINED)
+            connection.stream.send(H2_DECLINED)
+            linger(connection.stream)  # the client's own preface is under way: a reset would destroy the answer
+            await connection.stream.wait_closed()
             return
         app = self.bootstrap if route.kind is Kind.BOOTSTRAP else self.web
         await serve_http(connection.stream, app, state=state, limits=LIMITS, client=connection.source)
