@@ -328,7 +328,9 @@ def _pem_of(key: ec.EllipticCurvePrivateKey) -> str:
     return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
 
 
-def _load_key(pem: str) -> ec.EllipticCurvePrivateKey:
+def _load_key(pem: object) -> ec.EllipticCurvePrivateKey:
+    if not isinstance(pem, str):
+        raise TypeError("CA keys are kept as PEM")
     key = load_pem_private_key(pem.encode(), None)
     if not isinstance(key, ec.EllipticCurvePrivateKey):
         raise TypeError("CA keys are elliptic curve keys")

@@ -249,7 +249,7 @@ def _check_validity(ca: Authority, now: datetime, expires: datetime) -> None:
 def _alternative_names(names: Sequence[str]) -> x509.SubjectAlternativeName:
     if not 0 < len(names) <= MAX_NAMES:
         raise CertificateError(f"a certificate has between 1 and {MAX_NAMES} names, not {len(names)}")
-    return x509.SubjectAlternativeName([_alternative_name(name) for name in dict.fromkeys(names)])
+    return x509.SubjectAlternativeName(dict.fromkeys(_alternative_name(name) for name in names))
 
 
 def _alternative_name(name: str) -> x509.GeneralName:
