@@ -1,0 +1,292 @@
+"""Local proxies: wrapping over loopback, certificates that change on disk, who may listen where."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import ssl
+import struct
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from cryptography import x509
+
+from monoport.client.front import Credentials, Front
+from monoport.client.localproxy import LocalProxy, Wrapping, is_loopback, listen
+from monoport.client.names import Address
+from monoport.client.profile import Home
+from monoport.errors import Failure
+
+from .conftest import NOWHERE, Cas, database_login, server_context, signed_in
+
+ALPN = "teleport-postgres"
+PATIENCE = 20.0  # seconds for what takes milliseconds
+Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+
+class Database:
+    """What stands behind the proxy: notes the client's certificate, ALPN and SNI, then runs a conversation."""
+
+    def __init__(self, talk: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]) -> None:
+        self.talk = talk
+        self.certificates: list[x509.Certificate | None] = []
+        self.alpn: list[str | None] = []
+        self.names: list[str | None] = []
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        tls = writer.get_extra_info("ssl_object")
+        der = tls.getpeercert(binary_form=True)
+        self.certificates.append(x509.load_der_x509_certificate(der) if der else None)
+        self.alpn.append(tls.selected_alpn_protocol())
+        with suppress(ConnectionError, asyncio.IncompleteReadError):
+            await self.talk(reader, writer)
+        writer.close()
+
+    @asynccontextmanager
+    async def running(self, context: ssl.SSLContext) -> AsyncIterator[int]:
+        context.sni_callback = lambda _tls, name, _context: self.names.append(name)
+        server = await asyncio.start_server(self.serve, "127.0.0.1", 0, ssl=context)
+        async with server:
+            yield server.sockets[0].getsockname()[1]
+
+
+async def upper(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    while data := await reader.read(65_536):
+        writer.write(data.upper())
+        await writer.drain()
+
+
+@asynccontextmanager
+async def local(wrapping: Wrapping, report: Callable[[str], None] = pytest.fail) -> AsyncIterator[Address]:
+    proxy = LocalProxy(wrapping, listen(NOWHERE, lends_identity=True), report)
+    async with asyncio.timeout(PATIENCE), asyncio.TaskGroup() as group:
+        serving = group.create_task(proxy.serve())
+        try:
+            yield proxy.address
+        finally:
+            serving.cancel()
+
+
+async def ask(address: Address, data: bytes) -> bytes:
+    reader, writer = await asyncio.open_connection(address.host, address.port)
+    try:
+        writer.write(data)
+        writer.write_eof()
+        return await reader.read()
+    finally:
+        writer.close()
+        with suppress(ConnectionError):
+            await writer.wait_closed()
+
+
+async def test_plain_bytes_come_back_through_tls_with_the_protocols_alpn(home: Home, cas: Cas) -> None:
+    database = Database(upper)
+    async with database.running(server_context(cas, alpn=ALPN)) as port:
+        profile = signed_in(home, cas, port)
+        async with local(Wrapping(Front(profile), ALPN, None)) as address:
+            assert await ask(address, b"select 1;") == b"SELECT 1;"
+    assert database.alpn == [ALPN]
+    assert database.names == ["localhost"]
+    assert database.certificates == [None]
+
+
+async def test_a_megabyte_and_a_half_close_pass_whole(home: Home, cas: Cas) -> None:
+    async def echo_size(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readexactly(4)
+        rest = await reader.readexactly(struct.unpack("!I", head)[0])
+        writer.write(rest)
+        await writer.drain()
+
+    data = os.urandom(1_000_000)
+    async with Database(echo_size).running(server_context(cas, alpn=ALPN)) as port:
+        profile = signed_in(home, cas, port)
+        async with local(Wrapping(Front(profile), ALPN, None)) as address:
+            assert await ask(address, struct.pack("!I", len(data)) + data) == data
+
+
+async def test_the_database_certificate_is_presented_and_read_again_when_it_changes(home: Home, cas: Cas) -> None:
+    database = Database(upper)
+    async with database.running(server_context(cas, alpn=ALPN)) as port:
+        profile = signed_in(home, cas, port)
+        path = database_login(home, cas, profile, "orders", db_user="first")
+        wrapping = Wrapping(Front(profile), ALPN, Credentials(path, home.keys(profile).key))
+        async with local(wrapping) as address:
+            await ask(address, b"x")
+            await ask(address, b"x")
+            first = path.read_bytes()
+            database_login(home, cas, profile, "orders", db_user="second")
+            await ask(address, b"x")
+            second = path.read_bytes()
+    wanted = [x509.load_pem_x509_certificate(pem) for pem in (first, first, second)]
+    assert database.certificates == wanted
+    assert first != second
+
+
+async def test_a_login_being_written_does_not_stop_connections(home: Home, cas: Cas) -> None:
+    """Key and certificate are two files: between the two renames they do not fit, and then what we had still works."""
+    database = Database(upper)
+    async with database.running(server_context(cas, alpn=ALPN)) as port:
+        profile = signed_in(home, cas, port)
+        path = database_login(home, cas, profile, "orders")
+        key = home.keys(profile).key
+        old = key.read_text()
+        async with local(Wrapping(Front(profile), ALPN, Credentials(path, key))) as address:
+            await ask(address, b"x")
+            from monoport.auth.keys import generate
+
+            key.write_text(generate().private)
+            assert await ask(address, b"y") == b"Y"
+            path.unlink()
+            assert await ask(address, b"z") == b"Z"
+            key.write_text(old)
+            database_login(home, cas, profile, "orders")
+            assert await ask(address, b"z") == b"Z"
+    assert len(database.certificates) == 4
+    assert None not in database.certificates
+
+
+async def test_an_inner_tls_passes_through_untouched(home: Home, cas: Cas) -> None:
+    """Without --tunnel the client's own TLS, which brings its own certificate, is inside ours."""
+    inner_names: list[str] = []
+
+    async def outer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        # asyncio cannot do TLS in TLS on the server's side: the inner bytes go to a server of their own
+        port = (await starting).sockets[0].getsockname()[1]
+        other = await asyncio.open_connection("127.0.0.1", port)
+
+        async def copy(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+            while data := await source.read(65_536):
+                sink.write(data)
+                await sink.drain()
+            if sink.can_write_eof():
+                sink.write_eof()
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(copy(reader, other[1]))
+                group.create_task(copy(other[0], writer))
+        finally:
+            other[1].close()
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        inner_names.append(writer.get_extra_info("ssl_object").selected_alpn_protocol())
+        data = await reader.readexactly(4)
+        writer.write(data.upper())
+        await writer.drain()
+        writer.close()
+
+    async with asyncio.TaskGroup() as group:
+        starting = group.create_task(
+            asyncio.start_server(answer, "127.0.0.1", 0, ssl=server_context(cas, alpn="inner"))
+        )
+        server = await starting
+        async with server, Database(outer).running(server_context(cas, alpn=ALPN)) as port:
+            profile = signed_in(home, cas, port)
+            async with local(Wrapping(Front(profile), ALPN, None)) as address:
+                context = ssl.create_default_context(cadata=profile.host_cas[0])
+                context.set_alpn_protocols(["inner"])
+                reader, writer = await asyncio.open_connection(
+                    address.host, address.port, ssl=context, server_hostname="localhost"
+                )
+                writer.write(b"ping")
+                assert await reader.readexactly(4) == b"PING"
+                writer.close()
+    assert inner_names == ["inner"]
+
+
+async def test_what_cannot_be_joined_is_said_once_and_the_next_connection_works(home: Home, cas: Cas) -> None:
+    said: list[str] = []
+    database = Database(upper)
+    async with database.running(server_context(cas, alpn="something-else")) as port:
+        profile = signed_in(home, cas, port)
+        async with local(Wrapping(Front(profile), ALPN, None), said.append) as address:
+            with suppress(ConnectionError):
+                assert await ask(address, b"x") == b""
+            with suppress(ConnectionError):
+                assert await ask(address, b"x") == b""
+    assert len(said) == 2
+    assert all(ALPN in line or "TLS" in line for line in said)
+
+
+async def test_a_stranger_at_the_proxys_address_gets_nothing(home: Home, cas: Cas) -> None:
+    said: list[str] = []
+    database = Database(upper)
+    async with database.running(server_context(Cas(), alpn=ALPN)) as port:
+        profile = signed_in(home, cas, port)
+        path = database_login(home, cas, profile, "orders")
+        wrapping = Wrapping(Front(profile), ALPN, Credentials(path, home.keys(profile).key))
+        async with local(wrapping, said.append) as address:
+            with suppress(ConnectionError):
+                assert await ask(address, b"secret") == b""
+    assert "does not verify" in said[0]
+    assert database.alpn == []
+
+
+async def test_many_connections_at_once(home: Home, cas: Cas) -> None:
+    async with Database(upper).running(server_context(cas, alpn=ALPN)) as port:
+        profile = signed_in(home, cas, port)
+        async with local(Wrapping(Front(profile), ALPN, None)) as address:
+            answers = await asyncio.gather(*(ask(address, b"n%d" % number) for number in range(40)))
+    assert sorted(answers) == sorted(b"N%d" % number for number in range(40))
+
+
+async def test_stopping_ends_connections_that_are_open(home: Home, cas: Cas) -> None:
+    async with Database(upper).running(server_context(cas, alpn=ALPN)) as port:
+        profile = signed_in(home, cas, port)
+        async with local(Wrapping(Front(profile), ALPN, None)) as address:
+            reader, writer = await asyncio.open_connection(address.host, address.port)
+            writer.write(b"x")
+            assert await reader.readexactly(1) == b"X"
+        async with asyncio.timeout(PATIENCE):
+            with suppress(ConnectionError):
+                assert await reader.read() == b""
+        writer.close()
+        with pytest.raises(ConnectionRefusedError):
+            await asyncio.open_connection(address.host, address.port)
+
+
+def test_missing_certificates_are_named(home: Home, cas: Cas) -> None:
+    profile = signed_in(home, cas, 1)
+    keys = home.keys(profile)
+    wrapping = Wrapping(Front(profile), ALPN, Credentials(keys.database("example.com", "none"), keys.key))
+    with pytest.raises(Failure, match=r"none-x509\.pem.* log in"):
+        wrapping.context()
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "192.0.2.1", "::", "example.com", "127.0.0.1.example.com"])
+def test_a_lent_identity_stays_on_loopback(host: str) -> None:
+    with pytest.raises(Failure, match="--share-identity"):
+        listen(Address(host, 0), lends_identity=True)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "127.8.9.10"])
+def test_loopback_may_be_listened_on(host: str) -> None:
+    for each in listen(Address(host, 0), lends_identity=True):
+        assert each.getsockname()[0].startswith("127.")
+        each.close()
+
+
+def test_sharing_must_be_said() -> None:
+    for each in listen(Address("0.0.0.0", 0), lends_identity=True, share_identity=True):
+        each.close()
+    for each in listen(Address("0.0.0.0", 0), lends_identity=False):
+        each.close()
+    assert is_loopback("::1")
+
+
+def test_a_port_in_use_is_named() -> None:
+    (taken,) = listen(NOWHERE, lends_identity=True)
+    port = taken.getsockname()[1]
+    with pytest.raises(Failure, match=f"cannot listen on 127.0.0.1:{port}: address already in use"):
+        listen(Address("127.0.0.1", port), lends_identity=True)
+    taken.close()
+
+
+def test_an_ended_certificate_is_left_to_the_proxy_to_refuse(home: Home, cas: Cas) -> None:
+    profile = signed_in(home, cas, 1)
+    path = database_login(home, cas, profile, "orders", lasts=timedelta(seconds=-1))
+    context: Any = Wrapping(Front(profile), ALPN, Credentials(path, home.keys(profile).key)).context()
+    assert context.minimum_version is ssl.TLSVersion.TLSv1_3
