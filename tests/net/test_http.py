@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -172,6 +173,17 @@ async def test_a_silent_peer_is_let_go() -> None:
 
 
 async def test_a_head_must_be_whole_in_time_however_often_a_byte_comes() -> None:
+    async with served(limits=replace(QUICK, header_bytes=1 << 24)) as client:
+        await client.write(b"GET / HTTP/1.1\r\nHost: x\r\nSlow: ")
+        async with asyncio.TaskGroup() as tasks:
+            answer = tasks.create_task(rest(client))
+            while not answer.done():
+                client.send(b"x")
+                await asyncio.sleep(0)
+    assert status(answer.result()) == 408
+
+
+async def test_a_head_that_stops_is_told_so() -> None:
     async with served(limits=QUICK) as client:
         await client.write(b"GET / HTTP/1.1\r\nHost: x\r\n")
         data = await rest(client)

@@ -8,7 +8,8 @@ from pathlib import Path
 import click
 
 from monoport import __version__
-from monoport.cli.run import Group, run
+from monoport.cli import run as outermost
+from monoport.cli.run import Group
 
 
 @click.group("monoport", cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -22,9 +23,9 @@ def group() -> None:
 def start(file: Path) -> int:
     """Run the services that FILE enables, in the foreground."""
     from monoport import config  # noqa: PLC0415 - `monoport --help` should not wait for what it does not need
-    from monoport.daemon import start as daemon  # noqa: PLC0415
+    from monoport.daemon.start import run  # noqa: PLC0415
 
-    return daemon.run(config.load(file))
+    return run(config.load(file))
 
 
 @group.command()
@@ -41,11 +42,11 @@ def configure() -> None:
 @click.option("--check", is_flag=True, help="Run every printed command, print what reached what, and exit.")
 def demo(folder: Path | None, port: int, check: bool) -> int:
     """Run a whole cluster on one port of localhost and print commands to paste."""
-    from monoport.daemon import demo as daemon  # noqa: PLC0415
+    from monoport.daemon.demo import run  # noqa: PLC0415
 
-    return daemon.run(folder, port, check)
+    return run(folder, port, check)
 
 
 def main() -> None:
     """Entry point of the command `monoport`."""
-    run(group)
+    outermost.run(group)

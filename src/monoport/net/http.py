@@ -158,7 +158,8 @@ class _Connection:
             raise _Refused(408, "timeout", message) from None
         return bytes(body)
 
-    async def _next(self) -> h11.Event | type[h11.PAUSED]:
+    async def _next(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
+        """Return the next event that is not NEED_DATA."""
         try:
             while (event := self._h11.next_event()) is h11.NEED_DATA:
                 await self._feed()
