@@ -1,4 +1,4 @@
-"""A node behind a loopback port, a user with certificates, and a system user whose login is used when tests run as root."""
+"""A node behind a loopback port, a user with certificates, and a system user to log in as when tests run as root."""
 
 import asyncio
 import os
@@ -127,9 +127,7 @@ class World:
             expires=(datetime.now(UTC) + self.lifetime).replace(microsecond=0),
         )
         wanted = {"forward_agent": True, "port_forwarding": True} | permissions
-        return issue_user_ssh(
-            self.authorities.user, self.user_key.ssh_public, identity, datetime.now(UTC), **wanted
-        )
+        return issue_user_ssh(self.authorities.user, self.user_key.ssh_public, identity, datetime.now(UTC), **wanted)
 
     def preface(self) -> Preface:
         return Preface("c-1", Wanted.SSH, NODE, self.certificate, "192.0.2.9:50000", NODE)
@@ -139,10 +137,14 @@ class World:
 
     async def event(self, kind: str) -> dict[str, object]:
         """The first event of that kind, once it is there."""
+        await self.until(lambda: self.events(kind))
+        return self.events(kind)[0]
+
+    async def until(self, condition: Callable[[], object]) -> None:
+        """Let the loop turn until `condition()` holds (another process's doing has no event); fails after 20 s."""
         async with asyncio.timeout(20):
-            while not (found := self.events(kind)):
+            while not condition():  # noqa: ASYNC110
                 await asyncio.sleep(0)
-        return found[0]
 
     @asynccontextmanager
     async def port(self, preface: Preface | None = None) -> AsyncIterator[int]:
@@ -182,21 +184,20 @@ class World:
         key = asyncssh.import_private_key(self.user_key.private)
         certificate = asyncssh.import_certificate(str(options.pop("certificate", self.certificate)))
         known = ([], [asyncssh.import_public_key(self.cas.ssh_host[0])], [])
-        async with self.port() as port:
-            async with asyncssh.connect(
-                "127.0.0.1",
-                port,
-                **{
-                    "username": self.login,
-                    "client_keys": [(key, certificate)],
-                    "known_hosts": known,
-                    "host_key_alias": NODE,
-                    "agent_path": None,
-                    "config": None,
-                    **options,
-                },
-            ) as made:
-                yield made
+        async with self.port() as port, asyncssh.connect(
+            "127.0.0.1",
+            port,
+            **{
+                "username": self.login,
+                "client_keys": [(key, certificate)],
+                "known_hosts": known,
+                "host_key_alias": NODE,
+                "agent_path": None,
+                "config": None,
+                **options,
+            },
+        ) as made:
+            yield made
 
     def openssh(self, port: int) -> list[str]:
         """Options for ssh, scp and sftp."""
@@ -213,6 +214,7 @@ class World:
             "UserKnownHostsFile": self.folder / "known_hosts",
             "GlobalKnownHostsFile": "/dev/null",
             "StrictHostKeyChecking": "yes",
+            "HostName": "127.0.0.1",
             "HostKeyAlias": NODE,
             "Port": port,
             "BatchMode": "yes",
@@ -251,3 +253,8 @@ def lock() -> Callable[..., Lock]:
         return found
 
     return make
+
+
+@pytest.fixture
+def make_role() -> Callable[..., Role]:
+    return role

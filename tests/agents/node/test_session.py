@@ -1,18 +1,10 @@
 """Sessions: shells, commands, terminals, signals, large output, and whose rights they have."""
 
-import asyncio
 import os
 import pwd
 
 import asyncssh
 import pytest
-
-
-async def until(condition) -> None:
-    """Let the loop run until `condition()` holds; fails after 20 s."""
-    async with asyncio.timeout(20):
-        while not condition():
-            await asyncio.sleep(0)
 
 
 async def test_exec_runs_as_the_login_user(world):
@@ -78,7 +70,8 @@ async def test_output_after_the_reader_stopped_waits(world):
 async def test_terminal_has_size_modes_type_and_follows_changes(world):
     async with world.connected() as client:
         process = await client.create_process(
-            "stty size; stty -a; tty; echo $TERM; trap 'stty size; exit 5' WINCH; echo ready; while :; do sleep 0.1; done",
+            "stty size; stty -a; tty; echo $TERM; trap 'stty size; exit 5' WINCH; echo ready;"
+            "while :; do sleep 0.1; done",
             term_type="vt220",
             term_size=(97, 31),
             term_modes={asyncssh.PTY_ECHO: 0, asyncssh.PTY_VINTR: 1},
@@ -137,7 +130,7 @@ async def test_what_runs_is_hung_up_when_the_client_goes(world):
         number = int(await process.stdout.readline())
         client.abort()
     assert (await world.event("session.end"))["exit"] == "disconnected"
-    await until(lambda: not alive(number))
+    await world.until(lambda: not alive(number))
 
 
 def alive(number: int) -> bool:
@@ -158,7 +151,7 @@ async def test_everything_ends_with_the_certificate(world):
         await client.wait_closed()
         end = await world.event("session.end")
     assert end["exit"] == "certificate expired"
-    await until(lambda: not any(alive(number) for number in numbers))
+    await world.until(lambda: not any(alive(number) for number in numbers))
 
 
 async def test_a_lock_ends_the_session(world, lock):

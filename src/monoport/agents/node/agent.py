@@ -88,8 +88,8 @@ class Node:
         log = _log.bind(connection=preface.connection, user=str(identity), source=preface.source)
         async with asyncio.TaskGroup() as group:
 
-            def start(work: Coroutine[Any, Any, None]) -> None:
-                group.create_task(_guarded(work, log))
+            def start(work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+                return group.create_task(_guarded(work, log))
 
             gate = Gate(self._identify, lambda who, login: self._authorize(node, who, login), identity)
             server = NodeServer(gate, self._audit, facts, source=_address(preface.source), start=start, log=log)

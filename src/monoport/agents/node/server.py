@@ -29,7 +29,7 @@ SESSIONS = 10  # sshd's MaxSessions
 FORWARDED = 256  # forwarded connections at one time: a browser behind `ssh -D` opens dozens
 AGENT_CLIENTS = 32  # programs that talk to the forwarded agent at one time
 
-Starter = Callable[[Coroutine[Any, Any, None]], object]
+Starter = Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +112,7 @@ class NodeServer(asyncssh.SSHServer):
         self._refusals: set[str] = set()  # said once, although clients ask twice for every key
         self._sessions = self._forwarded = 0
         self._opener: forwarding.Opener | None = None
-        self._listening: socket.socket | None = None
+        self._accepting: asyncio.Task[None] | None = None
         self.admission: Admission | None = None
         self.host: Host | None = None
 
@@ -121,8 +121,8 @@ class NodeServer(asyncssh.SSHServer):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._link = None
-        if self._listening is not None:
-            self._listening.close()
+        if self._accepting is not None:
+            self._accepting.cancel()
         if self._opener is not None:
             self._opener.close()
 
@@ -226,7 +226,7 @@ class NodeServer(asyncssh.SSHServer):
             self._forwarded -= 1
             raise asyncssh.ChannelOpenError(asyncssh.OPEN_CONNECT_FAILED, str(error)) from error
         session = ChannelSession()
-        self._start(self._joined(session, found))
+        _ = self._start(self._joined(session, found))
         return session
 
     async def _joined(self, session: ChannelSession, found: socket.socket) -> None:
@@ -257,33 +257,31 @@ class NodeServer(asyncssh.SSHServer):
                 self._log.error("agent not forwarded", error=str(error))
                 return False
             listening.setblocking(False)
-            self.host.agent_path, self._listening = path, listening
-            self._start(self._accept(listening))
+            self.host.agent_path = path
+            self._accepting = self._start(self._accept(listening))
         return True
 
     async def _accept(self, listening: socket.socket) -> None:
         loop = asyncio.get_running_loop()
         room = asyncio.Semaphore(AGENT_CLIENTS)
-        while self._link is not None:
-            await room.acquire()
-            try:
+        with listening:
+            while self._link is not None:
+                await room.acquire()
                 found, _ = await loop.sock_accept(listening)
-            except OSError:  # closed: the connection is over
-                return
-            self._start(self._agent_client(found, room))
+                _ = self._start(self._agent_client(found, room))
 
     async def _agent_client(self, found: socket.socket, room: asyncio.Semaphore) -> None:
         session = ChannelSession()
+        near = SocketStream(found)
         try:
-            if self._link is None:
-                found.close()
-                return
-            await self._link.create_agent_connection(lambda: session)
-            await join(session, SocketStream(found))
+            if self._link is not None:
+                channel = self._link.create_agent_channel(window=link.WINDOW, max_pktsize=link.PACKET)
+                await channel.open(lambda: session)
+                await join(session, near)
         except asyncssh.ChannelOpenError as error:
             self._log.info("the client does not take its agent's connection", error=str(error))
-            found.close()
         finally:
+            near.close()
             room.release()
 
     # what is never served

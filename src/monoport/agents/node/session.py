@@ -100,7 +100,9 @@ class Session(asyncssh.SSHServerSession[bytes]):
         return self._begin("shell", None)
 
     def exec_requested(self, command: str) -> bool:
-        return self._begin("scp" if command.startswith(("scp -t", "scp -f")) else "exec", command)
+        words = command.split(" ", 8)  # scp's own flags come first
+        copies = words[0] == "scp" and not {"-t", "-f"}.isdisjoint(words)
+        return self._begin("scp" if copies else "exec", command)
 
     def subsystem_requested(self, subsystem: str) -> bool:
         return subsystem == "sftp" and self._begin("sftp", None)
