@@ -47,6 +47,7 @@ class Spool:
         self._ended: asyncio.Future[None] = self._loop.create_future()
         self._news = asyncio.Event()
         self._closing = False
+        self._thread = threading.Thread(target=self._run, name="spool", daemon=True)
 
     @classmethod
     async def open(cls, folder: Path, *, segment: int = SEGMENT, capacity: int = CAPACITY, keep: bool = False) -> Spool:
@@ -63,7 +64,7 @@ class Spool:
         """
         spool = cls(folder, segment, capacity, keep)
         spool._segments = await asyncio.to_thread(spool._open)
-        threading.Thread(target=spool._run, name="spool", daemon=True).start()
+        spool._thread.start()
         return spool
 
     async def append(self, event: Event) -> None:
