@@ -184,19 +184,22 @@ class World:
         key = asyncssh.import_private_key(self.user_key.private)
         certificate = asyncssh.import_certificate(str(options.pop("certificate", self.certificate)))
         known = ([], [asyncssh.import_public_key(self.cas.ssh_host[0])], [])
-        async with self.port() as port, asyncssh.connect(
-            "127.0.0.1",
-            port,
-            **{
-                "username": self.login,
-                "client_keys": [(key, certificate)],
-                "known_hosts": known,
-                "host_key_alias": NODE,
-                "agent_path": None,
-                "config": None,
-                **options,
-            },
-        ) as made:
+        async with (
+            self.port() as port,
+            asyncssh.connect(
+                "127.0.0.1",
+                port,
+                **{
+                    "username": self.login,
+                    "client_keys": [(key, certificate)],
+                    "known_hosts": known,
+                    "host_key_alias": NODE,
+                    "agent_path": None,
+                    "config": None,
+                    **options,
+                },
+            ) as made,
+        ):
             yield made
 
     def openssh(self, port: int) -> list[str]:

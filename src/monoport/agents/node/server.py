@@ -27,6 +27,8 @@ from monoport.tunnel.channel import ChannelSession, join
 
 SESSIONS = 10  # sshd's MaxSessions
 FORWARDED = 256  # forwarded connections at one time: a browser behind `ssh -D` opens dozens
+CERTIFICATE = b"-cert-v01@openssh.com"  # ends the type of every OpenSSH certificate (PROTOCOL.certkeys)
+MAX_TYPE = 64  # bytes at the beginning of a key, in which its type stands
 AGENT_CLIENTS = 32  # programs that talk to the forwarded agent at one time
 
 Starter = Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]
@@ -137,6 +139,8 @@ class NodeServer(asyncssh.SSHServer):
     async def admit(self, login: str, certificate: bytes) -> bool:
         """Decide about a certificate and a login; what asyncssh checks besides is the signature."""
         self.admission = None
+        if CERTIFICATE not in certificate[:MAX_TYPE]:
+            return False  # clients offer every key they have: a plain one is no attempt worth a record
         try:
             identity = self._gate.identify(certificate)
         except IdentityError as error:
