@@ -173,6 +173,20 @@ def test_merged_mappings_are_yaml_too() -> None:
     assert parse(text + "    <<: {env: prod}\n    a: b\n").ssh_service.labels == {"a": "b", "env": "prod"}
 
 
+def test_empty_sections_and_scalars_of_every_kind() -> None:
+    loaded = parse(
+        "version: v3\nteleport:\nproxy_service: {enabled: yes}\n"
+        "ssh_service: {enabled: no, labels: {a: 1.5, b: 2020-01-02}}\n"
+        "auth_service: {authentication: {second_factor: false}}\n"
+    )
+    assert loaded.ssh_service.labels == {"a": "1.5", "b": "2020-01-02"}
+    assert loaded.auth_service.authentication.second_factor == "off"
+    assert (
+        parse("version: v3\nproxy_service: {enabled: yes}\nssh_service: {enabled: no, labels: }\n").ssh_service.labels
+        == {}
+    )
+
+
 def test_a_configuration_is_frozen() -> None:
     loaded = parse("version: v3\nproxy_service: {enabled: yes}\n")
     with pytest.raises(ValueError, match="frozen"):
@@ -187,7 +201,7 @@ def test_any_text_is_an_address_or_a_clear_error(text: str) -> None:
     except ValueError as error:
         told = str(error)
     else:
-        assert parse_address(str(address), listens=True) == address
+        assert parse_address(str(address), 2, listens=True) == address
         return
     assert told
 

@@ -162,6 +162,15 @@ def refusal(text: str, name: str = "monoport.yaml") -> str:
             PROXY + "ssh_service:\n  enabled: no\n  labels:\n    env: [a]\n",
             '8:10: ssh_service.labels: label "env" is a list; expected a string',
         ),
+        (
+            PROXY + "teleport: {join_params: {token_name: 7}}\n",
+            "token_name: 7 is not a token; expected one of tctl tokens",
+        ),
+        (
+            PROXY + "teleport: {join_params: {token_name: {}}}\n",
+            "token_name: a mapping is not a token; expected one of",
+        ),
+        (PROXY + "auth_service: {cluster_name: 5}\n", "auth_service.cluster_name: 5 is not a host name; expected for"),
         # addresses
         (
             PROXY + "  web_listen_addr: 0.0.0.0:99999\n",
@@ -273,6 +282,10 @@ def test_aliases_of_aliases_end(tmp_path: Path) -> None:
     lines = ["version: v3", "a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
     lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 9)]
     assert "more than 100000 values" in refusal("\n".join(lines))
+
+
+def test_nesting_without_end() -> None:
+    assert refusal("a: " + "[" * 1200).startswith("monoport.yaml:1:")
 
 
 def test_a_huge_file_is_not_parsed() -> None:

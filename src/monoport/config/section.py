@@ -20,8 +20,6 @@ class Section(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _known_keys(cls, value: Any) -> Any:
-        if isinstance(value, cls):
-            return value
         if value is None:
             return {}
         if not isinstance(value, dict):

@@ -80,21 +80,19 @@ def refuse_later(what: str) -> NoReturn:
     raise problem(f"{what} is not available in this version yet", at_key=True)
 
 
-def parse_address(text: str, default_port: int | None = None, *, listens: bool = False) -> Address:
+def parse_address(text: str, default_port: int, *, listens: bool = False) -> Address:
     """Read `host:port`, `[v6]:port` or a host alone.
 
     Args:
         text: as written by a person.
-        default_port: taken when only a host is given; None where a port must be written.
+        default_port: taken when only a host is given.
         listens: also allow an empty host (every interface) and port 0 (any free port).
 
     Raises:
         ValueError: what is wrong with it, as the end of a sentence.
     """
     host, port_text = _split(text)
-    if port_text is None and default_port is None:
-        raise ValueError("the port is missing")
-    port = _port(port_text, lowest=0 if listens else 1) if port_text is not None else default_port or 0
+    port = _port(port_text, lowest=0 if listens else 1) if port_text is not None else default_port
     if not host:
         if not listens:
             raise ValueError("the host is missing")
@@ -134,12 +132,10 @@ def _port(text: str, lowest: int) -> int:
     return int(text)
 
 
-def address(default_port: int | None, example: str, *, listens: bool = False) -> BeforeValidator:
+def address(default_port: int, example: str, *, listens: bool = False) -> BeforeValidator:
     """Validate a key that takes an address."""
 
     def read(value: object) -> Address:
-        if isinstance(value, Address):
-            return value
         if not isinstance(value, str):
             raise problem(f"{show(value)} is not an address; expected host:port, for example {example}")
         try:
@@ -191,8 +187,6 @@ def _labels(value: object) -> dict[str, str]:
 
 
 def _path(value: object, info: ValidationInfo) -> Path:
-    if isinstance(value, Path):
-        return value
     if not isinstance(value, str) or not value or "\0" in value:
         raise problem(f"{show(value)} is not a path; expected for example /var/lib/monoport")
     base = info.context["base"] if info.context else Path()
