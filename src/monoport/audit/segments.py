@@ -58,17 +58,15 @@ class Segments:
         folder: made if it is not there, for its owner alone.
         segment: bytes after which a new file begins.
         capacity: bytes that may wait.
-        keep: keep what was shipped, for reading it again.
 
     Raises:
         SpoolError: if the folder cannot be used.
     """
 
-    def __init__(self, folder: Path, *, segment: int = SEGMENT, capacity: int = CAPACITY, keep: bool = False) -> None:
+    def __init__(self, folder: Path, *, segment: int = SEGMENT, capacity: int = CAPACITY) -> None:
         self._folder = folder
         self._limit = segment
         self._capacity = capacity
-        self._keep = keep
         self._broken = ""
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -143,7 +141,7 @@ class Segments:
             waiting.write_text(json.dumps({"segment": position.segment, "offset": position.offset}))
             waiting.replace(self._folder / "shipped")
             self.position = position
-            for number in [number for number in self._sizes if number < position.segment and not self._keep]:
+            for number in [number for number in self._sizes if number < position.segment]:
                 self._path(number).unlink(missing_ok=True)
                 del self._sizes[number]
         except OSError as error:

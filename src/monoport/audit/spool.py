@@ -39,8 +39,8 @@ class _Call:
 class Spool:
     """One folder of events; made by `open`, on the loop that uses it."""
 
-    def __init__(self, folder: Path, segment: int, capacity: int, keep: bool) -> None:
-        self._open = lambda: Segments(folder, segment=segment, capacity=capacity, keep=keep)
+    def __init__(self, folder: Path, segment: int, capacity: int) -> None:
+        self._open = lambda: Segments(folder, segment=segment, capacity=capacity)
         self._segments: Segments | None = None
         self._loop = asyncio.get_running_loop()
         self._jobs: queue.SimpleQueue[_Line | _Call | None] = queue.SimpleQueue()
@@ -50,19 +50,18 @@ class Spool:
         self._thread = threading.Thread(target=self._run, name="spool", daemon=True)
 
     @classmethod
-    async def open(cls, folder: Path, *, segment: int = SEGMENT, capacity: int = CAPACITY, keep: bool = False) -> Spool:
+    async def open(cls, folder: Path, *, segment: int = SEGMENT, capacity: int = CAPACITY) -> Spool:
         """Open or make the spool in `folder`, after recovering what a kill left torn.
 
         Args:
             folder: of this spool alone.
             segment: bytes after which a new file begins.
             capacity: bytes that may wait.
-            keep: keep what was shipped, for `read`.
 
         Raises:
             SpoolError: if the folder cannot be used.
         """
-        spool = cls(folder, segment, capacity, keep)
+        spool = cls(folder, segment, capacity)
         spool._segments = await asyncio.to_thread(spool._open)
         spool._thread.start()
         return spool
@@ -88,7 +87,7 @@ class Spool:
         await self._call(lambda: segments.acknowledge(batch.end))
 
     async def read(self, start: Position | None = None, limit: int = 256) -> Batch:
-        """Return events behind `start`, from the oldest kept if None, shipped or not."""
+        """Return events behind `start`, from the oldest that is still here if None."""
         segments = self._files()
         return await self._call(lambda: segments.read(start or segments.first, limit))
 
