@@ -10,12 +10,12 @@ are all on. Belongs here: that handler. Does not belong here: anything that the 
 from __future__ import annotations
 
 import asyncio
-import gc
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
 from monoport.daemon import logs
+from monoport.net import heap
 from monoport.net.listener import Limits, Listener, bind
 from monoport.net.relay import relay
 from monoport.net.sockets import connect
@@ -61,11 +61,10 @@ async def main(pki: Pki, backends: int, port: int) -> None:
         group.create_task(connections.watch(lambda: (), lambda: datetime.now(UTC)))
         group.create_task(listener.run())
         await asyncio.sleep(0)
-        gc.collect()
-        gc.freeze()
+        heap.settle()
         print("ready", flush=True)
 
 
 if __name__ == "__main__":
-    logs.configure("info", "json")
+    logs.configure("info", "text")
     asyncio.run(main(Pki(Path(sys.argv[1])), int(sys.argv[2]), int(sys.argv[3])))

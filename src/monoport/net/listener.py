@@ -19,6 +19,7 @@ from typing import Any
 import structlog
 
 from monoport.errors import Failure
+from monoport.net.deadlines import Deadlines
 from monoport.net.reactor import READ, Reactor
 from monoport.net.sockets import SocketStream
 from monoport.net.stream import EndOfStream, Stream
@@ -78,17 +79,20 @@ class Arrival:
     first: the bytes received so far. accepted: the loop's clock, seconds.
     """
 
-    __slots__ = ("_deadlines", "accepted", "first", "id", "source", "stream")
+    __slots__ = ("_handshake", "_hello", "accepted", "first", "id", "source", "stream")
 
-    def __init__(self, name: str, stream: SocketStream, source: Source, deadlines: tuple[Deadline, Deadline]) -> None:
+    def __init__(
+        self, name: str, stream: SocketStream, source: Source, hello: Deadlines[Arrival], handshake: Deadlines[Arrival]
+    ) -> None:
         self.id = name
         self.stream: Stream = stream
         self.source = source
         self.first = b""
         self.accepted = stream.loop.time()
-        self._deadlines = deadlines
-        for deadline in deadlines:
-            deadline.begin(self)
+        self._hello = hello
+        self._handshake = handshake
+        hello.begin(self, self.accepted)
+        handshake.begin(self, self.accepted)
 
     async def more(self) -> bytes:
         """Wait for further bytes and return all of `first`; raises LateError, EndOfStream, ConnectionError."""
@@ -100,54 +104,19 @@ class Arrival:
 
     def routed(self) -> None:
         """The first bytes have said where to: their deadline is over."""
-        self._deadlines[0].done(self)
+        self._hello.done(self)
 
     def settled(self) -> None:
-        """TLS is done, or there is none: both deadlines are over."""
-        for deadline in self._deadlines:
-            deadline.done(self)
+        """TLS is done, or there is none: no deadline is left."""
+        self._handshake.done(self)
+
+    def late(self, what: str, seconds: float) -> None:
+        """A deadline has passed: whoever waits for the stream is told."""
+        self.stream.abort(LateError(f"no {what} within {seconds:g} s of connecting"))
 
 
-class Deadline:
-    """One number of seconds for every connection from its accept, with a single timer for all of them."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop, seconds: float, what: str) -> None:
-        self._loop = loop
-        self._seconds = seconds
-        self._what = what
-        self._running: dict[Arrival, None] = {}  # in the order of accept, hence of expiry
-        self._timer: asyncio.TimerHandle | None = None
-
-    def begin(self, arrival: Arrival) -> None:
-        """Count from `arrival.accepted`."""
-        self._running[arrival] = None
-        if self._timer is None:
-            self._timer = self._loop.call_at(arrival.accepted + self._seconds, self._expire)
-
-    def done(self, arrival: Arrival) -> None:
-        """What was waited for has happened."""
-        self._running.pop(arrival, None)
-
-    def stop(self) -> None:
-        """Forget everyone and the timer."""
-        self._running.clear()
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-
-    def _expire(self) -> None:
-        self._timer = None
-        now = self._loop.time()
-        late = []
-        for arrival in self._running:
-            due = arrival.accepted + self._seconds
-            if due > now:
-                self._timer = self._loop.call_at(due, self._expire)
-                break
-            late.append(arrival)
-        for arrival in late:
-            self._running.pop(arrival, None)
-            arrival.stream.abort(LateError(f"{self._what} within {self._seconds:g} s of connecting"))
+class _Drained(Exception):
+    """The grace period of a drain is over."""
 
 
 Serve = Callable[[Arrival], Awaitable[None]]
@@ -165,6 +134,7 @@ class Listener:
         self, sockets: Iterable[socket.socket], serve: Serve, limits: Limits, refused: Refused | None = None
     ) -> None:
         self._sockets = list(sockets)
+        self._families = {sock: int(sock.family) for sock in self._sockets}
         self._serve = serve
         self._limits = limits
         self._refused = refused or _log_refusal
@@ -174,7 +144,6 @@ class Listener:
         self._taken = 0
         self._sources: Counter[str] = Counter()
         self._accepting = False
-        self._tasks: set[asyncio.Task[None]] = set()
         self._drain: asyncio.Future[float] | None = None
         self._empty: asyncio.Event = asyncio.Event()
 
@@ -193,10 +162,9 @@ class Listener:
         loop = self._loop = asyncio.get_running_loop()
         self._reactor = Reactor.of(loop)
         self._drain = loop.create_future()
-        self._deadlines = (
-            Deadline(loop, self._limits.first_bytes, "no complete first message"),
-            Deadline(loop, self._limits.handshake, "no finished TLS handshake"),
-        )
+        first, done = self._limits.first_bytes, self._limits.handshake
+        self._hello = Deadlines[Arrival](loop, first, lambda late: late.late("complete first message", first))
+        self._handshake = Deadlines[Arrival](loop, done, lambda late: late.late("finished TLS handshake", done))
         try:
             async with asyncio.TaskGroup() as group:
                 self._group = group
@@ -206,12 +174,14 @@ class Listener:
                 grace = await self._drain
                 self._close()
                 await self._emptied(grace)
-                for task in list(self._tasks):
-                    task.cancel("the listener is draining")
+                if self._taken:
+                    raise _Drained  # has the group cancel every task that is left
+        except* _Drained:
+            pass
         finally:
             self._close()
-            for deadline in self._deadlines:
-                deadline.stop()
+            self._hello.stop()
+            self._handshake.stop()
 
     def drain(self, grace: float) -> None:
         """Accept no more, give running connections `grace` seconds, then cancel them; `run` returns after that."""
@@ -249,13 +219,16 @@ class Listener:
                 self._reactor.unregister(sock.fileno())
 
     def _accept(self, listening: socket.socket, _mask: int) -> None:
+        # What socket.accept() wraps; the wrapper turns family and type into enums, twice, for every connection.
+        accept: Callable[[], tuple[int, tuple[Any, ...]]] = listening._accept  # type: ignore[attr-defined]
+        family = self._families[listening]
         for _ in range(ACCEPTS):
             if self._taken >= self._limits.connections:
                 self._pause()  # newcomers wait in the kernel's backlog until a slot is free
                 self._log.warning("every connection slot is taken", connections=self._taken)
                 return
             try:
-                sock, address = listening.accept()
+                fd, address = accept()
             except BlockingIOError:
                 return
             except OSError as error:
@@ -267,7 +240,7 @@ class Listener:
                 self._loop.call_later(REST, self._resume)
                 self._log.error("cannot accept connections", reason=error.strerror, connections=self._taken)
                 return
-            self._admit(sock, address)
+            self._admit(socket.socket(family, socket.SOCK_STREAM, 0, fd), address)
 
     def _admit(self, sock: socket.socket, address: tuple[Any, ...]) -> None:
         self._count += 1
@@ -282,9 +255,8 @@ class Listener:
         if limit is not None:
             self._sources[key] += 1
         stream = SocketStream(sock, self._loop, inherited=True)
-        arrival = Arrival(name, stream, source, self._deadlines)
-        task = self._group.create_task(self._live(arrival, key if limit is not None else None), name=name)
-        self._tasks.add(task)
+        arrival = Arrival(name, stream, source, self._hello, self._handshake)
+        self._group.create_task(self._live(arrival, key if limit is not None else None), name=name)
 
     def _share(self, host: str) -> tuple[str, int | None]:
         """The key a source is counted under, and its limit."""
@@ -316,7 +288,9 @@ class Listener:
         except Exception:  # noqa: BLE001  one connection's error never ends the others; it is logged with its id
             self._log.exception("connection broke", connection=arrival.id)
         finally:
-            stream.abort()
+            if not stream.lost:
+                stream.abort()
+            arrival.routed()
             arrival.settled()
             self._release(key)
 
@@ -330,9 +304,6 @@ class Listener:
         return bool(arrival.first)
 
     def _release(self, key: str | None) -> None:
-        task = asyncio.current_task()
-        if task is not None:
-            self._tasks.discard(task)
         self._taken -= 1
         if key is not None:
             self._sources[key] -= 1

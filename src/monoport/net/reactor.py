@@ -32,14 +32,20 @@ class Reactor:
         self._ready: dict[int, Ready] = {}
         # Shared by every connection of this loop: whoever reads has consumed it before the next event.
         self.buffer = memoryview(bytearray(CHUNK))
+        self.shared: object = None  # what TLS keeps once per loop
         loop.add_reader(self._epoll.fileno(), self._dispatch)
 
     @staticmethod
     def of(loop: asyncio.AbstractEventLoop) -> Reactor:
         """The one reactor of `loop`, made when first asked for."""
+        global _recent  # noqa: PLW0603  one loop per process is the rule: it skips a weak dictionary's lookup
+        known, reactor = _recent
+        if known is loop and reactor is not None:
+            return reactor
         reactor = _reactors.get(loop)
         if reactor is None:
             reactor = _reactors[loop] = Reactor(loop)
+        _recent = (loop, reactor)
         return reactor
 
     def register(self, fd: int, events: int, ready: Ready) -> None:
@@ -79,4 +85,5 @@ class Reactor:
             loop.call_exception_handler({"message": f"a receiver failed on descriptor {fd}", "exception": error})
 
 
+_recent: tuple[asyncio.AbstractEventLoop | None, Reactor | None] = (None, None)
 _reactors: WeakKeyDictionary[asyncio.AbstractEventLoop, Reactor] = WeakKeyDictionary()

@@ -8,7 +8,10 @@ No task, future or buffer stands on the way of bytes: what one stream receives i
 from __future__ import annotations
 
 import asyncio
+from weakref import WeakKeyDictionary
 
+from monoport.net.deadlines import Deadlines
+from monoport.net.reactor import Reactor
 from monoport.net.stream import Stream
 from monoport.net.wakeup import Wakeup
 
@@ -82,7 +85,7 @@ async def relay(a: Stream, b: Stream, *, idle: float | None = None, meter: Meter
     done = Wakeup(a.loop)
     here, there = _Half(a, b, meter, True, done), _Half(b, a, meter, False, done)
     here.other, there.other = there, here
-    watch = _Idle(idle, meter, a, b) if idle else None
+    watch = _Watch(_line(a.loop, idle), meter, a, b) if idle else None
     try:
         b.start(there)
         a.start(here)
@@ -94,7 +97,7 @@ async def relay(a: Stream, b: Stream, *, idle: float | None = None, meter: Meter
         raise
     finally:
         if watch is not None:
-            watch.stop()
+            watch.line.done(watch)
     error = here.failed or there.failed
     if error is not None:
         if not isinstance(error, OSError):
@@ -102,27 +105,36 @@ async def relay(a: Stream, b: Stream, *, idle: float | None = None, meter: Meter
         meter.ended = meter.ended or str(error) or type(error).__name__
 
 
-class _Idle:
-    """Closes both ends when the meter has stood still for `seconds`; no timer is touched per byte."""
+class _Watch:
+    """Two ends and their meter, looked at whenever `idle` seconds have passed: no timer is touched per byte."""
 
-    __slots__ = ("_ends", "_handle", "_meter", "_seconds", "_seen")
+    __slots__ = ("ends", "line", "meter", "seen")
 
-    def __init__(self, seconds: float, meter: Meter, *ends: Stream) -> None:
-        self._seconds = seconds
-        self._meter = meter
-        self._ends = ends
-        self._seen = meter.bytes_in + meter.bytes_out
-        self._handle: asyncio.TimerHandle = ends[0].loop.call_later(seconds, self._look)
+    def __init__(self, line: Deadlines[_Watch], meter: Meter, *ends: Stream) -> None:
+        self.line = line
+        self.meter = meter
+        self.ends = ends
+        self.seen = meter.bytes_in + meter.bytes_out
+        line.begin(self, ends[0].loop.time())
 
-    def _look(self) -> None:
-        seen = self._meter.bytes_in + self._meter.bytes_out
-        if seen == self._seen:
-            self._meter.ended = f"idle for {self._seconds:g} s"
-            for end in self._ends:
-                end.close()
-        else:
-            self._seen = seen
-            self._handle = self._ends[0].loop.call_later(self._seconds, self._look)
 
-    def stop(self) -> None:
-        self._handle.cancel()
+def _look(watch: _Watch) -> None:
+    seen = watch.meter.bytes_in + watch.meter.bytes_out
+    if seen == watch.seen:
+        watch.meter.ended = f"idle for {watch.line.seconds:g} s"
+        for end in watch.ends:
+            end.close()
+    else:
+        watch.seen = seen
+        watch.line.begin(watch, watch.ends[0].loop.time())
+
+
+_lines: WeakKeyDictionary[Reactor, dict[float, Deadlines[_Watch]]] = WeakKeyDictionary()
+
+
+def _line(loop: asyncio.AbstractEventLoop, idle: float) -> Deadlines[_Watch]:
+    lines = _lines.setdefault(Reactor.of(loop), {})
+    line = lines.get(idle)
+    if line is None:
+        line = lines[idle] = Deadlines(loop, idle, _look)
+    return line

@@ -41,8 +41,12 @@ class SocketStream(Stream):
         """`inherited`: an accepted socket, which has its TCP options from the listening one."""
         super().__init__(loop)
         sock.setblocking(False)
-        if not inherited and sock.family != socket.AF_UNIX:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if not inherited:
+            try:
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            except OSError as error:
+                if error.errno != errno.EOPNOTSUPP:  # a Unix socket: it has no delay
+                    raise
         self._sock = sock
         self._fd = sock.fileno()
         self._reactor = Reactor.of(self.loop)
@@ -249,16 +253,25 @@ async def connect(host: str, port: int, timeout: float = 10.0) -> SocketStream:
     loop = asyncio.get_running_loop()
     last: OSError | None = None
     try:
+        family = _family(host)
+        if family is not None:
+            sock, established = _begin(family, (host, port))
+            if established:
+                return SocketStream(sock, loop)
+            async with asyncio.timeout(timeout):
+                return await _established(loop, sock)
         async with asyncio.timeout(timeout):
-            for family, address in await _addresses(loop, host, port):
+            for kind, _, _, _, address in await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM):
                 try:
-                    return await _dial(loop, family, address)
+                    return await _dial(loop, kind, address)
                 except OSError as error:
                     last = error
-    except TimeoutError:
-        raise ConnectError(f"{host}:{port} did not answer within {timeout:g} s") from last
+    except TimeoutError as error:
+        raise ConnectError(f"{host}:{port} did not answer within {timeout:g} s") from last or error
     except socket.gaierror as error:
         raise ConnectError(f"{host}:{port}: {error.strerror}") from error
+    except OSError as error:
+        last = error
     raise ConnectError(f"{host}:{port}: {_reason(last)}") from last
 
 
@@ -273,34 +286,50 @@ async def connect_unix(path: str | os.PathLike[str], timeout: float = 10.0) -> S
         raise ConnectError(f"{path}: {_reason(error)}") from error
 
 
-async def _addresses(
-    loop: asyncio.AbstractEventLoop, host: str, port: int
-) -> list[tuple[int, tuple[str, int] | tuple[str, int, int, int]]]:
+def _family(host: str) -> int | None:
+    """The address family of an address; None for a name."""
     for family in (socket.AF_INET, socket.AF_INET6):
         try:
             socket.inet_pton(family, host)
         except OSError:
             continue
-        return [(family, (host, port))]
-    found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    return [(family, address) for family, _, _, _, address in found]  # type: ignore[misc]
+        return family
+    return None
 
 
-async def _dial(loop: asyncio.AbstractEventLoop, family: int, address: object) -> SocketStream:
+def _begin(family: int, address: object) -> tuple[socket.socket, bool]:
+    """Start connecting; True: it is done already. Raises OSError."""
     sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
     try:
         code = sock.connect_ex(address)  # type: ignore[arg-type]
-        if code == errno.EAGAIN and family == socket.AF_UNIX:
-            raise OSError(code, "its queue of connections is full")
         if code == errno.EINPROGRESS:
-            await _connected(loop, sock)
-            code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-        if code:
-            raise OSError(code, os.strerror(code))
-        return SocketStream(sock, loop)
+            # A loopback peer's answer is processed as the first call returns: asking again saves a turn of the loop.
+            code = sock.connect_ex(address)  # type: ignore[arg-type]
+            if code in (errno.EALREADY, errno.EINPROGRESS):
+                return sock, False
+        if code not in (0, errno.EISCONN):
+            raise OSError(code, "its queue of connections is full" if code == errno.EAGAIN else os.strerror(code))
     except BaseException:
         sock.close()
         raise
+    return sock, True
+
+
+async def _dial(loop: asyncio.AbstractEventLoop, family: int, address: object) -> SocketStream:
+    sock, established = _begin(family, address)
+    return SocketStream(sock, loop) if established else await _established(loop, sock)
+
+
+async def _established(loop: asyncio.AbstractEventLoop, sock: socket.socket) -> SocketStream:
+    try:
+        await _connected(loop, sock)
+        code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if code:
+            raise OSError(code, os.strerror(code))
+    except BaseException:
+        sock.close()
+        raise
+    return SocketStream(sock, loop)
 
 
 async def _connected(loop: asyncio.AbstractEventLoop, sock: socket.socket) -> None:

@@ -11,11 +11,10 @@ what it writes is taken out at once. So ciphertext of one connection can never w
 
 from __future__ import annotations
 
-import asyncio
 import ssl
-from weakref import WeakKeyDictionary
 
 from monoport.errors import Failure
+from monoport.net.reactor import Reactor
 from monoport.net.stream import CHUNK, ClosedError, Data, Stream, TruncatedError, linger
 from monoport.net.wakeup import Wakeup
 
@@ -49,9 +48,6 @@ class _Engine:
             self.outgoing.read()
 
 
-_engines: WeakKeyDictionary[asyncio.AbstractEventLoop, _Engine] = WeakKeyDictionary()
-
-
 class TlsStream(Stream):
     """TLS over `raw`, which it owns; made by `serve_tls` and `connect_tls`."""
 
@@ -69,9 +65,10 @@ class TlsStream(Stream):
 
     def __init__(self, raw: Stream, context: ssl.SSLContext, server_side: bool, server_hostname: str | None) -> None:
         super().__init__(raw.loop)
-        engine = _engines.get(raw.loop)
-        if engine is None:
-            engine = _engines[raw.loop] = _Engine()
+        reactor = Reactor.of(raw.loop)
+        engine = reactor.shared
+        if type(engine) is not _Engine:
+            engine = reactor.shared = _Engine()
         self._engine = engine
         self._raw = raw
         self._ssl = context.wrap_bio(engine.incoming, engine.outgoing, server_side, server_hostname)

@@ -24,6 +24,9 @@ from monoport.routing.outcome import Ask, Show, Tls, Trust
 TLS12_CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"
 
 
+QUICK = 1024  # routes remembered by identity: more than a table has, in case values are made per connection
+
+
 class ContextError(Failure):
     """A certificate, its key or a CA cannot be used; the text says which and why."""
 
@@ -89,6 +92,8 @@ class Contexts:
         for tls in (Tls(Show.CLUSTER, Ask.REQUIRED, domain, None) for domain in fresh.trust):
             made[tls, 0] = _build(tls, fresh.cluster, fresh.trust[tls.trust])
         self._certificates, self._made = fresh, made
+        # A table's routes carry the same few Tls values for ever: found by identity, which the kept value secures.
+        self._quick: dict[tuple[int, int], tuple[Tls, ssl.SSLContext]] = {}
 
     def context(self, tls: Tls, server_name: str | None = None) -> ssl.SSLContext:
         """The context for a route's `tls`; among several public certificates the one for `server_name`, else the first.
@@ -98,11 +103,16 @@ class Contexts:
         number = 0
         if tls.show is Show.PUBLIC and server_name is not None and len(self._certificates.public) > 1:
             number = self._number(server_name)
+        quick = self._quick.get((id(tls), number))
+        if quick is not None:
+            return quick[1]
         context = self._made.get((tls, number))
         if context is None:
             certificates = self._certificates
             pair = certificates.cluster if tls.show is Show.CLUSTER else certificates.public[number]
             context = self._made[tls, number] = _build(tls, pair, certificates.trust.get(tls.trust))
+        if len(self._quick) < QUICK:
+            self._quick[id(tls), number] = (tls, context)
         return context
 
     def _number(self, server_name: str) -> int:

@@ -17,7 +17,7 @@ import structlog
 
 from monoport.access.lease import Leases
 from monoport.net.listener import Source
-from monoport.routing.outcome import Refusal, Route
+from monoport.routing.outcome import Kind, Refusal, Route
 
 if TYPE_CHECKING:
     from monoport.access.resources import Lock
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 REFUSALS = 256  # kept for `tctl conns ls`: a screenful of history, some 100 KiB at most
 TICK = 1.0  # seconds between sweeps: a session must be over 5 s after its certificate or lock says so
 SHOWN = 256  # characters of a name that a stranger chose
-
-_log: Any = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +45,11 @@ class Connections:
 
     def __init__(self) -> None:
         self.leases = Leases()
-        self.counters: Counter[str] = Counter()  # "opened", "opened.<kind>", "refused.<code>", "bytes_in", "bytes_out"
+        self.closed_by_kind: dict[Kind, int] = dict.fromkeys(Kind, 0)
+        self.refused_by_code: Counter[str] = Counter()
+        self.bytes_in = 0
+        self.bytes_out = 0
+        self._log: Any = structlog.get_logger().bind()
         self._live: dict[str, Connection] = {}
         self._refusals: deque[Turned] = deque(maxlen=REFUSALS)
 
@@ -75,13 +77,12 @@ class Connections:
         if self._live.pop(connection.id, None) is None:
             return
         route, meter = connection.route, connection.meter
-        self.counters["opened"] += 1
         if route is None:
             return
-        self.counters[f"opened.{route.kind}"] += 1
-        self.counters["bytes_in"] += meter.bytes_in
-        self.counters["bytes_out"] += meter.bytes_out
-        _log.info(
+        self.closed_by_kind[route.kind] += 1
+        self.bytes_in += meter.bytes_in
+        self.bytes_out += meter.bytes_out
+        self._log.info(
             "connection",
             connection=connection.id,
             source=connection.source[0],
@@ -98,10 +99,10 @@ class Connections:
 
     def refused(self, connection: str, source: Source, refusal: Refusal, route: Route | None = None) -> None:
         """A connection was turned away: count, keep and log it."""
-        self.counters[f"refused.{refusal.code}"] += 1
+        self.refused_by_code[str(refusal.code)] += 1
         name, alpn = (route.server_name, route.alpn) if route is not None else (None, ())
         self._refusals.append(Turned(connection, time.time(), source, refusal, name, alpn))
-        _log.info(
+        self._log.info(
             "refused",
             connection=connection,
             source=source[0],
@@ -136,7 +137,7 @@ class Connections:
             try:
                 self.sweep(clock(), locks())
             except ExceptionGroup:
-                _log.exception("some connections could not be ended")
+                self._log.exception("some connections could not be ended")
 
 
 def _live_row(connection: Connection) -> dict[str, Any]:
