@@ -142,7 +142,7 @@ class Agent:
         try:
             await self._tunnel(group, log)
             log.warning("tunnel closed by the proxy")
-        except (Failure, asyncssh.Error, OSError, ValueError) as error:
+        except (Failure, asyncssh.Error, asyncssh.ChannelListenError, OSError, ValueError) as error:
             log.warning("tunnel lost", error=str(error) or type(error).__name__)
         finally:
             lasted = self._clock() - began if self.connected.is_set() else 0.0

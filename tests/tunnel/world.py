@@ -1,0 +1,174 @@
+"""A cluster's SSH CAs in memory, and a proxy and an agent joined by memory streams."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import SSHCertificateBuilder, SSHCertificateType
+
+from monoport.access.decide import Permit, Ssh, authorize
+from monoport.access.identity import SSH_EXTENSION, Identity, Kind, encode
+from monoport.access.resources import Database, Lock, Node, parse_document
+from monoport.net.memory import pair
+from monoport.net.stream import Stream
+from monoport.tunnel.agent import Agent, Handler, Proxy
+from monoport.tunnel.link import HostKey
+from monoport.tunnel.proxy import Tunnels
+
+CLUSTER = "example.com"
+
+
+def line(key: ec.EllipticCurvePrivateKey) -> str:
+    return key.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH).decode()
+
+
+@dataclass
+class Cas:
+    """A cluster's CAs, and what they sign."""
+
+    cluster: str = CLUSTER
+    host_key: ec.EllipticCurvePrivateKey = field(default_factory=lambda: ec.generate_private_key(ec.SECP256R1()))
+    user_key: ec.EllipticCurvePrivateKey = field(default_factory=lambda: ec.generate_private_key(ec.SECP256R1()))
+    user: tuple[str, ...] = ()
+    host: tuple[str, ...] = ()
+
+    @property
+    def ssh_user(self) -> tuple[str, ...]:
+        return (line(self.user_key),)
+
+    @property
+    def ssh_host(self) -> tuple[str, ...]:
+        return (line(self.host_key),)
+
+    def sign(self, identity: Identity, public: ec.EllipticCurvePublicKey, *, extensions: tuple[str, ...] = ()) -> str:
+        kind = SSHCertificateType.USER if identity.kind is Kind.USER else SSHCertificateType.HOST
+        builder = (
+            SSHCertificateBuilder()
+            .public_key(public)
+            .type(kind)
+            .key_id(str(identity).encode())
+            .serial(1)
+            .valid_principals([principal.encode() for principal in identity.principals])
+            .valid_after(int(time.time()) - 60)
+            .valid_before(int(identity.expires.timestamp()))
+            .add_extension(SSH_EXTENSION.encode(), encode(identity))
+        )
+        for name in extensions:
+            builder = builder.add_extension(name.encode(), b"")
+        key = self.user_key if identity.kind is Kind.USER else self.host_key
+        return builder.sign(key).public_bytes().decode()
+
+    def host_pair(self, name: str, roles: tuple[str, ...], principals: tuple[str, ...]) -> HostKey:
+        key = ec.generate_private_key(ec.SECP256R1())
+        expires = (datetime.now(UTC) + timedelta(hours=1)).replace(microsecond=0)
+        identity = Identity(Kind.HOST, name, self.cluster, roles, principals=principals, expires=expires)
+        pem = key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        ).decode()
+        return HostKey(pem, self.sign(identity, key.public_key()))
+
+
+ROLE = {
+    "kind": "role",
+    "version": "v1",
+    "metadata": {"name": "access"},
+    "spec": {"allow": {"logins": ["{{internal.logins}}"], "node_labels": {"*": "*"}}},
+}
+
+
+def node(name: str, hostname: str) -> Node:
+    found = parse_document(
+        {"kind": "node", "version": "v1", "metadata": {"name": name}, "spec": {"hostname": hostname, "host_id": name}}
+    )
+    assert isinstance(found, Node)
+    return found
+
+
+def permit_for(resource: Node) -> Permit:
+    role = parse_document(ROLE)
+    user = Identity(
+        Kind.USER,
+        "alice",
+        CLUSTER,
+        ("access",),
+        {"logins": ("root",)},
+        principals=("root",),
+        expires=datetime.now(UTC) + timedelta(hours=1),
+    )
+    found = authorize(user, resource, Ssh(), {"access": role}, (), datetime.now(UTC))  # type: ignore[dict-item]
+    assert isinstance(found, Permit)
+    return found
+
+
+@dataclass
+class World:
+    """One proxy's Tunnels, and agents that dial it through memory."""
+
+    ca: Cas
+    listed: list[Node] = field(default_factory=list)
+    locked: list[Lock] = field(default_factory=list)
+    proxy_names: tuple[str, ...] = ("proxy.example.com", CLUSTER)
+    proxy_roles: tuple[str, ...] = ("proxy",)
+    served: list[Stream] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.proxy_key = self.ca.host_pair("proxy-1", self.proxy_roles, self.proxy_names)
+        self.tunnels = Tunnels(lambda: self.proxy_key, self)
+        self.up = True
+
+    @property
+    def cas(self) -> Cas:
+        return self.ca
+
+    @property
+    def locks(self) -> list[Lock]:
+        return self.locked
+
+    def nodes(self) -> list[Node]:
+        return self.listed
+
+    def databases(self) -> list[Database]:
+        return []
+
+    def connector(self, group: asyncio.TaskGroup) -> Callable[[], Awaitable[Stream]]:
+        async def connect() -> Stream:
+            if not self.up:
+                raise ConnectionRefusedError("the proxy is down")
+            ours, theirs = pair()
+            self.served.append(theirs)
+            group.create_task(self.tunnels.serve(theirs, source=("192.0.2.7", 4711), connection=f"c{len(self.served)}"))
+            return ours
+
+        return connect
+
+    def agent(self, group: asyncio.TaskGroup, name: str, handler: Handler, **options: object) -> Agent:
+        key = options.pop("key", None) or self.ca.host_pair(name, ("node",), (name, f"{name}.{CLUSTER}"))
+        return Agent(
+            Proxy("proxy.example.com", 443),
+            name,
+            lambda: key,  # type: ignore[arg-type,return-value]
+            lambda: self.ca,
+            handler,
+            connect=self.connector(group),
+            **options,  # type: ignore[arg-type]
+        )
+
+    @asynccontextmanager
+    async def running(self, name: str, handler: Handler, **options: object) -> AsyncIterator[Agent]:
+        """An agent with an open tunnel, stopped at the end."""
+        async with asyncio.TaskGroup() as group:
+            agent = self.agent(group, name, handler, **options)
+            task = group.create_task(agent.run())
+            async with asyncio.timeout(10):
+                await agent.connected.wait()
+            try:
+                yield agent
+            finally:
+                task.cancel()
+                for stream in self.served:
+                    stream.abort()
