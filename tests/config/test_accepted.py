@@ -4,7 +4,7 @@ import socket
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from monoport import config
@@ -193,6 +193,7 @@ def test_a_configuration_is_frozen() -> None:
         loaded.version = "v2"
 
 
+@settings(deadline=None)
 @given(st.text(max_size=40))
 def test_any_text_is_an_address_or_a_clear_error(text: str) -> None:
     told = ""
@@ -206,6 +207,7 @@ def test_any_text_is_an_address_or_a_clear_error(text: str) -> None:
     assert told
 
 
+@settings(deadline=None)
 @given(st.text(max_size=200) | st.binary(max_size=200).map(lambda data: data.decode("latin-1")))
 def test_any_text_is_a_configuration_or_one_line(text: str) -> None:
     line = ""

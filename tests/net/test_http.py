@@ -8,6 +8,8 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from monoport.net import memory
 from monoport.net.http import DEFAULT, Limits, serve_http
@@ -20,7 +22,9 @@ async def echo(scope: Any, receive: Any, send: Any) -> None:
     """Answer with what was asked."""
     message = await receive()
     assert not message["more_body"]
-    body = json.dumps({"path": scope["path"], "body": message["body"].decode(), "state": scope["state"]}).encode()
+    body = json.dumps(
+        {"path": scope["path"], "body": message["body"].decode("latin-1"), "state": scope["state"]}
+    ).encode()
     await send(
         {"type": "http.response.start", "status": 200, "headers": [(b"content-length", str(len(body)).encode())]}
     )
@@ -330,3 +334,35 @@ async def test_cancellation_resets_the_connection() -> None:
     assert serving.cancelled()
     with pytest.raises(ConnectionError):
         await rest(client)
+
+
+PIECES = st.sampled_from(
+    [
+        b"GET / HTTP/1.1\r\n",
+        b"POST / HTTP/1.0\r\n",
+        b"Host: x\r\n",
+        b"Content-Length: 3\r\n",
+        b"Transfer-Encoding: chunked\r\n",
+        b"Connection: close\r\n",
+        b"Upgrade: h2c\r\n",
+        b"Expect: 100-continue\r\n",
+        b"\r\n",
+        b"abc",
+        b"0\r\n\r\n",
+    ]
+)
+
+
+@settings(deadline=None)  # a busy machine is no failure
+@given(st.lists(PIECES | st.binary(max_size=30), max_size=12))
+def test_any_bytes_end_in_answers_and_an_end(pieces: list[bytes]) -> None:
+    async def told() -> bytes:
+        async with served() as client:
+            for piece in pieces:
+                await client.write(piece)
+            client.send_eof()
+            return await rest(client)
+
+    data = asyncio.run(told())
+    assert data == b"" or data.startswith(b"HTTP/1.")
+    assert b" 500 " not in data

@@ -1,6 +1,6 @@
 """Tries per source: bursts, refill, networks, and bounded memory."""
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from monoport.proxy.web import rate
@@ -37,6 +37,7 @@ def test_memory_is_bounded() -> None:
     assert len(limit._full_at) == rate.MAX_SOURCES
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(0, 5), max_size=60))
 def test_never_more_than_burst_and_refill(steps: list[float]) -> None:
     now = [0.0]
