@@ -45,7 +45,9 @@ class Cas:
     def ssh_host(self) -> tuple[str, ...]:
         return (line(self.host_key),)
 
-    def sign(self, identity: Identity, public: ec.EllipticCurvePublicKey, *, extensions: tuple[str, ...] = ()) -> str:
+    def sign(
+        self, identity: Identity, public: ec.EllipticCurvePublicKey, *, principals: tuple[str, ...] | None = None
+    ) -> str:
         kind = SSHCertificateType.USER if identity.kind is Kind.USER else SSHCertificateType.HOST
         builder = (
             SSHCertificateBuilder()
@@ -53,13 +55,15 @@ class Cas:
             .type(kind)
             .key_id(str(identity).encode())
             .serial(1)
-            .valid_principals([principal.encode() for principal in identity.principals])
             .valid_after(int(time.time()) - 60)
             .valid_before(int(identity.expires.timestamp()))
             .add_extension(SSH_EXTENSION.encode(), encode(identity))
         )
-        for name in extensions:
-            builder = builder.add_extension(name.encode(), b"")
+        named = identity.principals if principals is None else principals
+        if named:
+            builder = builder.valid_principals([name.encode() for name in named])
+        else:
+            builder = builder.valid_for_all_principals()
         key = self.user_key if identity.kind is Kind.USER else self.host_key
         return builder.sign(key).public_bytes().decode()
 

@@ -163,7 +163,7 @@ class _UserLink(link.ServerLink):
         return await super().validate_public_key(principal, key_data, msg, signature)
 
     def check_certificate_permission(self, permission: str) -> bool:
-        return permission == "port-forwarding"  # the channel to the node is the service itself, not forwarding
+        return permission in {"port-forwarding", "pty"}  # the channel to a node is the service; a terminal, the hint's
 
 
 class _Users(asyncssh.SSHServer):
