@@ -79,8 +79,7 @@ class PostgresServer:
         if not self._data.exists():
             self._run(_bin("initdb"), "-D", str(self._data), "-U", USER, "--auth=trust", "-E", "UTF8", "--no-sync")
         (self._data / "pg_hba.conf").write_text(self.hba)
-        with (self._data / "postgresql.conf").open("a") as config:
-            config.write(CONFIG.format(folder=self.folder))
+        (self._data / "postgresql.auto.conf").write_text(CONFIG.format(folder=self.folder))
         if not self.port:
             with socket.socket() as probe:
                 probe.bind(("127.0.0.1", 0))
@@ -127,6 +126,12 @@ class PostgresServer:
         )
         assert done.returncode == 0, done.stderr.decode()
         return done.stdout.decode()
+
+    def set_hba(self, lines: str = HBA) -> None:
+        """Replace pg_hba.conf, with the usual lines by default, and have it read."""
+        (self._data / "pg_hba.conf").write_text(lines)
+        self.sql("select pg_reload_conf()")
+        self.sql("select 1")  # a new connection: the postmaster has read the file before it took this one
 
     def log_text(self) -> str:
         """Everything the server has logged so far."""

@@ -1,12 +1,14 @@
-"""psql, psycopg and asyncpg through the front door, handler and agent to a real PostgreSQL; only the tunnel is missing."""
+"""psql, psycopg and asyncpg through front door, handler and agent to a real PostgreSQL; only the tunnel is missing."""
 
 from __future__ import annotations
 
 import asyncio
+import signal
 import socket
 import ssl
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -19,13 +21,16 @@ import pytest
 from monoport import protocols
 from monoport.access.claims import Destination
 from monoport.access.resources import Lock
-from monoport.net.listener import Limits, Listener
+from monoport.net.listener import Arrival, Limits, Listener
+from monoport.net.relay import relay
+from monoport.net.sockets import connect
+from monoport.net.tls import connect_tls
 from monoport.proxy import connection
 from monoport.proxy.registry import Connections
 from monoport.routing.outcome import Kind
 from monoport.routing.table import build
 
-from ...real.postgres import PostgresServer
+from ...real.postgres import PostgresServer  # noqa: TID252 # tests are no package
 from .world import PUBLIC, Cluster, User, World, configured, world
 
 SETUP = """
@@ -75,7 +80,9 @@ class Door:
 async def door(cluster: Cluster, server: PostgresServer, tmp_path: Path) -> AsyncIterator[Door]:
     async with world(cluster, configured(port=server.port)) as made, asyncio.TaskGroup() as group:
         connections = Connections()
-        table = build([PUBLIC], "example.com", frozenset({Kind.DATABASE}), [one.routing for one in protocols.TABLE.values()])
+        table = build(
+            [PUBLIC], "example.com", frozenset({Kind.DATABASE}), [one.routing for one in protocols.TABLE.values()]
+        )
         front = connection.FrontDoor(
             table, made.contexts, connections, {Kind.DATABASE: made.proxy.serve}, lambda: cluster.trusted
         )
@@ -99,7 +106,9 @@ async def psql(door: Door, dsn: str, *words: str, stdin: str = "") -> tuple[int,
 async def test_plain_psql_straight_to_the_port(door: Door, need: Callable[[str], str]) -> None:
     need("psql")
     user = door.world.cluster.user()
-    query = "select current_user || '/' || current_database() || '/' || ssl from pg_stat_ssl where pid = pg_backend_pid()"
+    query = (
+        "select current_user || '/' || current_database() || '/' || ssl from pg_stat_ssl where pid = pg_backend_pid()"
+    )
     assert await psql(door, door.dsn(user), "-c", query) == (0, "alice/app/true\n", "")
     (start,) = door.world.events("db.session.start")
     assert start["user"] == "alice@example.com"
@@ -150,27 +159,26 @@ async def test_cancel_really_cancels(door: Door, more: str) -> None:
     async with await psycopg.AsyncConnection.connect(
         door.dsn(door.world.cluster.user(), more=more), autocommit=True
     ) as client:
-
-        async def cancel() -> None:
-            await until_sleeping(door)
-            await client.cancel_safe(timeout=10)
-
         began = time.monotonic()
-        outcome, _ = await asyncio.gather(client.execute("select pg_sleep(60)"), cancel(), return_exceptions=True)
+        outcome, _ = await asyncio.gather(
+            client.execute("select pg_sleep(60)"), cancelled(door, client), return_exceptions=True
+        )
         assert isinstance(outcome, psycopg.errors.QueryCanceled)
         assert time.monotonic() - began < 15
         assert await (await client.execute("select 2")).fetchone() == (2,)
 
 
-async def test_old_style_cancel_in_plaintext(door: Door) -> None:
-    async with await psycopg.AsyncConnection.connect(door.dsn(door.world.cluster.user()), autocommit=True) as client:
-
-        async def cancel() -> None:
-            await until_sleeping(door)
-            await asyncio.to_thread(client.pgconn.get_cancel().cancel)  # PQcancel: no TLS
-
-        outcome, _ = await asyncio.gather(client.execute("select pg_sleep(60)"), cancel(), return_exceptions=True)
-        assert isinstance(outcome, psycopg.errors.QueryCanceled)
+async def test_ctrl_c_in_old_psql_cancels_in_plaintext(door: Door, need: Callable[[str], str]) -> None:
+    process = await asyncio.create_subprocess_exec(
+        need("psql"), "-XAtq", door.dsn(door.world.cluster.user()), "-c", "select pg_sleep(60)",
+        stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    await until_sleeping(door)
+    process.send_signal(signal.SIGINT)
+    async with asyncio.timeout(15):
+        _, err = await process.communicate()
+    assert b"canceling statement due to user request" in err
+    assert [one.kind.value for one in door.world.tunnels.prefaces] == ["db", "db-cancel"]
 
 
 async def test_guessed_cancel_keys_are_met_with_silence(door: Door) -> None:
@@ -218,8 +226,8 @@ async def test_asyncpg_with_prepared_statements_copy_and_pipelines(door: Door) -
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"name": "template1"}, 'database "template1" of "orders" denied'),
-        ({"more": "user=reader"}, 'user "reader" of "orders" denied'),
+        ({"name": "template1"}, 'access to database "template1" on "orders" denied'),
+        ({"more": "user=reader"}, 'access to "orders" as database user "reader" denied'),
         ({"host": f"nosuch.db.{PUBLIC}"}, 'database "nosuch" is not known here'),
         ({"more": "replication=database"}, "replication connections are not allowed"),
     ],
@@ -269,6 +277,33 @@ async def test_no_certificate_no_byte_to_the_agent(door: Door) -> None:
     assert door.world.tunnels.prefaces == []
 
 
+async def test_inside_outer_tls_without_certificate_the_inner_tls_brings_it(
+    door: Door, need: Callable[[str], str]
+) -> None:
+    need("psql")
+    user = door.world.cluster.user(destination=DESTINATION)
+    async with local_proxy(door, None) as port:
+        dsn = door.dsn(user, host=PUBLIC).replace(f"port={door.port}", f"port={port}")
+        assert await psql(door, dsn, "-c", "select current_user") == (0, "alice\n", "")
+        code, _, err = await psql(door, dsn.replace("verify-full", "disable"), "-c", "select current_user")
+        assert code == 2
+        assert "a client certificate is required" in err
+
+
+@pytest.mark.parametrize("mode", ["disable", "prefer"])
+async def test_with_outer_certificate_the_client_needs_none(door: Door, need: Callable[[str], str], mode: str) -> None:
+    need("psql")
+    user = door.world.cluster.user(destination=DESTINATION)
+    async with local_proxy(door, user) as port:
+        dsn = f"host=127.0.0.1 port={port} user=alice dbname=app sslmode={mode}"
+        assert await psql(door, dsn, "-c", "select current_user") == (0, "alice\n", "")
+        async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as client:
+            outcome, _ = await asyncio.gather(
+                client.execute("select pg_sleep(60)"), cancelled(door, client), return_exceptions=True
+            )
+            assert isinstance(outcome, psycopg.errors.QueryCanceled)
+
+
 @pytest.mark.parametrize("busy", [False, True])
 async def test_a_locked_user_is_told_and_ended(door: Door, busy: bool) -> None:
     lock = Lock.model_validate({"kind": "lock", "metadata": {"name": "l1"}, "spec": {"target": {"user": "alice"}}})
@@ -303,6 +338,28 @@ async def test_an_expired_certificate_ends_its_session(door: Door) -> None:
             await client.execute("select 1")
 
 
+async def test_a_database_that_is_down(door: Door, server: PostgresServer) -> None:
+    server.stop(remove=False)
+    try:
+        code, _, err = await psql(door, door.dsn(door.world.cluster.user()), "-c", "select 1")
+    finally:
+        server.start()
+    assert code == 2
+    assert 'database "orders" is down or cannot be reached from its agent' in err
+    assert str(server.port) not in err.replace(f"port {door.port}", ""), "where it listens stays with the agent"
+
+
+async def test_a_server_that_asks_for_a_password(door: Door, server: PostgresServer) -> None:
+    server.set_hba("local all all trust\nhostssl all all 127.0.0.1/32 scram-sha-256\n")
+    try:
+        code, _, err = await psql(door, door.dsn(door.world.cluster.user()), "-c", "select 1")
+    finally:
+        server.set_hba()
+    assert code == 2
+    assert "asks for SCRAM authentication" in err
+    assert "HINT:  In the server's pg_hba.conf" in err
+
+
 async def test_client_certificates_are_asked_for_once(door: Door) -> None:
     dsn = door.dsn(door.world.cluster.user())
     for _ in range(3):
@@ -311,9 +368,37 @@ async def test_client_certificates_are_asked_for_once(door: Door) -> None:
     assert door.world.auth.asked == ["alice"]
 
 
+@asynccontextmanager
+async def local_proxy(door: Door, user: User | None) -> AsyncIterator[int]:
+    """What `tsh proxy db` does: outer TLS with the private ALPN name, with the user's certificate or without."""
+    cas = "".join(door.world.cluster.trusted.host)
+    context = door.context(user) if user else ssl.create_default_context(cadata=cas)
+    context.set_alpn_protocols(["teleport-postgres"])
+
+    async def serve(arrival: Arrival) -> None:
+        arrival.routed()
+        arrival.settled()
+        arrival.stream.unread(arrival.first)
+        raw = await connect("127.0.0.1", door.port)
+        async with await connect_tls(raw, context, server_hostname="localhost") as far:
+            await relay(arrival.stream, far)
+
+    listening = socket.create_server(("127.0.0.1", 0))
+    async with asyncio.TaskGroup() as group:
+        running = group.create_task(Listener([listening], serve, Limits()).run())
+        yield listening.getsockname()[1]
+        running.cancel()
+
+
+async def cancelled(door: Door, client: psycopg.AsyncConnection[Any]) -> None:
+    """Cancel as soon as the real server sleeps."""
+    await until_sleeping(door)
+    await client.cancel_safe(timeout=10)
+
+
 async def until(true: Callable[[], Any]) -> None:
     async with asyncio.timeout(10):
-        while not true():
+        while not true():  # noqa: ASYNC110 # what is waited for happens in other processes
             await asyncio.sleep(0.01)
 
 
@@ -321,5 +406,5 @@ async def until_sleeping(door: Door) -> None:
     """Wait until the real server runs a pg_sleep."""
     query = "select count(*) from pg_stat_activity where state = 'active' and query like 'select pg_sleep%'"
     async with asyncio.timeout(10):
-        while (await asyncio.to_thread(door.server.sql, query)).strip() == "0":
+        while (await asyncio.to_thread(door.server.sql, query)).strip() == "0":  # noqa: ASYNC110
             await asyncio.sleep(0.01)

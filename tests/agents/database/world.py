@@ -237,6 +237,4 @@ async def world(cluster: Cluster, *databases: Configured) -> AsyncIterator[World
         directory.known.extend(agent.resources)
         tunnels.agents[HOST_ID] = agent
         proxy = Proxy(contexts, tunnels, directory, audit, cancels=cancels)
-        yield World(
-            cluster, auth, directory, tunnels, agent, proxy, contexts, cancels, leases, audit, agent_audit
-        )
+        yield World(cluster, auth, directory, tunnels, agent, proxy, contexts, cancels, leases, audit, agent_audit)
