@@ -289,6 +289,15 @@ def test_what_is_no_certificate_is_refused(cas, now):
         from_ssh(_line(rsa.generate_private_key(65537, 2048).public_key())[:60], cas.trusted, now)
 
 
+@pytest.mark.parametrize("where", ["key", "signer"])
+def test_compressed_points_are_refused_like_any_other_malformed_key(cas, signed, where, now):
+    point = b"\0\0\0\x41\x04"
+    at = signed.index(point) if where == "key" else signed.rindex(point)
+    changed = signed[: at + 4] + b"\x02" + signed[at + 5 :]
+    with pytest.raises(IdentityError):
+        from_ssh(changed, cas.trusted, now)
+
+
 @given(st.binary(max_size=300) | st.text(max_size=100) | st.binary(max_size=100).map(lambda data: b"\0\0\0\7" + data))
 def test_garbage_is_no_ssh_certificate(cas, now, data):
     with pytest.raises(IdentityError):

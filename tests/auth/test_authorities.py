@@ -207,6 +207,7 @@ def test_trusted_cas_survive_json_as_object_and_as_text(cas):
         {"cluster": "c", "host": ["x"]},
         {"cluster": "c", "user": ["-----BEGIN CERTIFICATE-----\n-----END CERTIFICATE-----"]},
         {"cluster": "c", "ssh_user": ["ssh-rsa AAAA"]},
+        {"cluster": "c", "ssh_user": ["ssh-ed448 AAAA"]},
         {"cluster": "c", "ssh_host": ["LINE\n@cert-authority * evil"]},
         "not json",
         "[]",

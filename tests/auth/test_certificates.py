@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import subprocess
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -246,6 +247,12 @@ def test_strong_keys_of_every_kind_are_certified(cas, key, tmp_path, need):
     assert asyncssh.import_certificate(line).key == asyncssh.import_public_key(line_of(key))
 
 
+def compressed_line() -> str:
+    """A well-formed SSH key but for its point, in the form that cryptography does not implement."""
+    blob = base64.b64decode(LINE.split()[1])
+    return "ecdsa-sha2-nistp256 " + base64.b64encode(blob.replace(b"\0\0\0\x41\x04", b"\0\0\0\x41\x02")).decode()
+
+
 def test_weak_and_malformed_keys_are_not(cas):
     weak = rsa.generate_private_key(65537, 1024).public_key()
     for key in (
@@ -260,7 +267,7 @@ def test_weak_and_malformed_keys_are_not(cas):
     for text in ("", "x", b"\xff", PEM[:80], LINE):
         with pytest.raises(CertificateError, match="not a public key in PEM form"):
             load_key(text)
-    for text in ("", "ssh-rsa", b"\xff", LINE[:60], PEM):
+    for text in ("", "ssh-rsa", b"\xff", LINE[:60], PEM, compressed_line(), "ssh-ed448 AAAA"):
         with pytest.raises(CertificateError, match="not a line with an SSH public key"):
             load_ssh_key(text)
     with pytest.raises(CertificateError, match="limit 16384"):

@@ -57,6 +57,9 @@ NO_LOGIN: Final = "-monoport-no-login"  # sole principal of a user without login
 MAX_SSH_CERTIFICATE: Final = 64 * 1024  # bytes of text; the identity takes at most a third of it after base64
 FOREVER: Final = int(datetime(9999, 1, 1, tzinfo=UTC).timestamp())  # datetime ends there; no CA of ours signs so far
 
+# what cryptography raises for bytes that are no SSH key; NotImplementedError for a compressed point
+_UNREADABLE: Final = (ValueError, TypeError, IndexError, NotImplementedError, UnsupportedAlgorithm)
+
 
 class ClusterCas(Protocol):
     """What a cluster's identities are checked against; `auth.authorities.TrustedCas` is one.
@@ -217,7 +220,7 @@ def _parse_ssh(certificate: bytes | str) -> SSHCertificate:
         line = line[4 : 4 + size] + b" " + binascii.b2a_base64(line, newline=False)
     try:
         cert = load_ssh_public_identity(line)
-    except (ValueError, TypeError, IndexError, UnsupportedAlgorithm) as error:
+    except _UNREADABLE as error:
         raise IdentityError("not an OpenSSH certificate") from error
     if not isinstance(cert, SSHCertificate):
         raise IdentityError("a plain key is not a certificate")
@@ -230,7 +233,7 @@ def _check_ssh_signature(cert: SSHCertificate, authorities: tuple[str, ...], kin
         known = any(signer == _load_ssh_ca(line) for line in authorities)
         if known:
             cert.verify_cert_signature()
-    except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm) as error:
+    except (*_UNREADABLE, InvalidSignature) as error:
         raise IdentityError("certificate has a bad signature") from error
     if not known:
         raise IdentityError(f"certificate was not signed by a {kind} CA of this cluster")

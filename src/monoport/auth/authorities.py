@@ -14,6 +14,7 @@ from enum import StrEnum
 from typing import Any, Final, Self
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import (
@@ -355,5 +356,5 @@ def _check_line(part: str, line: str) -> None:
         if not line.isprintable():  # it is written into known_hosts as it stands: one line, nothing hidden
             raise ValueError("control characters")
         load_ssh_public_key(line.encode())
-    except ValueError as error:
+    except (ValueError, TypeError, IndexError, NotImplementedError, UnsupportedAlgorithm) as error:
         raise AuthorityError(f"trusted CAs: {part}: not a line with an SSH public key") from error

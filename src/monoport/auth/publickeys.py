@@ -45,7 +45,8 @@ def load_ssh_key(line: str | bytes) -> PublicKey:
     data = _bounded(line)
     try:
         return _acceptable(load_ssh_public_key(data))
-    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+    except (ValueError, TypeError, IndexError, NotImplementedError, UnsupportedAlgorithm) as error:
+        # NotImplementedError is what cryptography raises for a compressed point
         raise CertificateError("not a line with an SSH public key") from error
 
 
