@@ -44,7 +44,9 @@ def fast_hasher() -> PasswordHasher:
     return PasswordHasher(time_cost=1, memory_cost=8, parallelism=1)
 
 
-def role(name: str, allow: dict[str, Any] | None = None, deny: dict[str, Any] | None = None, **options: Any) -> Resource:
+def role(
+    name: str, allow: dict[str, Any] | None = None, deny: dict[str, Any] | None = None, **options: Any
+) -> Resource:
     spec = {"allow": allow or {}, "deny": deny or {}, "options": options}
     return parse_document({"kind": "role", "version": "v1", "metadata": {"name": name}, "spec": spec})
 
@@ -86,7 +88,11 @@ class World:
         return Identity(Kind.HOST, host_id, CLUSTER, roles=(role,), principals=tuple(principals), expires=expires)
 
     def user(
-        self, name: str = "alice", roles: Sequence[str] = ("access",), destination: Destination | None = None, **values: Any
+        self,
+        name: str = "alice",
+        roles: Sequence[str] = ("access",),
+        destination: Destination | None = None,
+        **values: Any,
     ) -> Identity:
         """A user's identity, as a certificate would say."""
         values.setdefault("expires", self.clock() + timedelta(hours=8))
@@ -118,9 +124,7 @@ class World:
 
     def admin_client(self) -> AuthClient:
         folder = self.data_dir / "identity"
-        credentials = Credentials(
-            (folder / "admin.crt").read_text(), (folder / "admin.key").read_text(), self.auth.cas
-        )
+        credentials = Credentials((folder / "admin.crt").read_text(), (folder / "admin.key").read_text(), self.auth.cas)
         client = AuthClient(self.auth.dial(), credentials)
         self.stack.push_async_callback(client.close)
         return client

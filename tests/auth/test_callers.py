@@ -109,7 +109,9 @@ async def first_answer(world, identity):
         gone = gone or bool(body)
 
     scope = {"type": "http", "method": "GET", "path": "/v1/watch", "query_string": b"", "headers": []}
-    await world.auth.app({**scope, "raw_path": b"/v1/watch", "root_path": "", "state": {"identity": identity}}, receive, send)
+    await world.auth.app(
+        {**scope, "raw_path": b"/v1/watch", "root_path": "", "state": {"identity": identity}}, receive, send
+    )
     return status, json.loads(body.splitlines()[0])
 
 
@@ -176,7 +178,10 @@ async def test_the_administrator_can_lift_a_lock_on_a_role_called_admin(world, m
 
 async def test_a_deny_rule_wins_over_an_allow_rule(world, make_role):
     everything = {"rules": [{"resources": ["*"], "verbs": ["*"]}]}
-    await world.put(make_role("root", everything), make_role("no-users", deny={"rules": [{"resources": ["user"], "verbs": ["list"]}]}))
+    await world.put(
+        make_role("root", everything),
+        make_role("no-users", deny={"rules": [{"resources": ["user"], "verbs": ["list"]}]}),
+    )
     async with world.http(world.user(roles=("root", "no-users"))) as http:
         assert (await http.get("/v1/resources/user")).status_code == 403
         assert (await http.get("/v1/resources/role")).status_code == 200

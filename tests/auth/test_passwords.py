@@ -146,5 +146,6 @@ async def test_raised_parameters_bring_a_new_hash(clock):
     stored = await Passwords(clock, fast()).hash("correct horse")
     stronger = Passwords(clock, PasswordHasher(time_cost=2, memory_cost=8, parallelism=1))
     new = await stronger.check("alice", "correct horse", stored)
-    assert new is not None and new != stored and "t=2" in new
+    assert new is not None
+    assert "t=2" in new
     assert await stronger.check("alice", "correct horse", new) is None

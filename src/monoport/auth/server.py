@@ -21,7 +21,7 @@ from monoport.access.resources import Lock
 from monoport.auth.keys import Credentials, auth_alpn, load_chain
 from monoport.net.http import Limits, serve_http
 from monoport.net.stream import Stream
-from monoport.net.tls import TlsStream, serve_tls
+from monoport.net.tls import HandshakeError, TlsStream, serve_tls
 
 _log = structlog.get_logger()
 
@@ -72,7 +72,9 @@ class Server:
         self._open += 1
         try:
             await self._serve(stream)
-        except (ConnectionError, TimeoutError, ssl.SSLError, IdentityError) as error:
+        except HandshakeError as error:  # the stream is ended, behind the alert that says why
+            _log.info("auth connection refused", reason=str(error))
+        except (ConnectionError, TimeoutError, IdentityError) as error:
             _log.info("auth connection ended", reason=str(error) or type(error).__name__)
             stream.abort()
         finally:
