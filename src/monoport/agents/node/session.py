@@ -89,7 +89,7 @@ class Session(asyncssh.SSHServerSession[bytes]):
         except (OSError, termios.error) as error:
             self._host.log.warning("no terminal", error=str(error))
             return False
-        self._term = term_type
+        self._term = term_type or "dumb"  # a client without TERM wants its terminal too
         return True
 
     def terminal_size_changed(self, width: int, height: int, pixwidth: int, pixheight: int) -> None:
