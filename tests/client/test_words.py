@@ -57,7 +57,9 @@ def test_scp_words_without_a_node_are_refused(words: list[str]) -> None:
 
 
 def test_the_login_is_the_one_asked_for_else_ones_own_else_the_only_one() -> None:
-    assert pick_login("root", ["alice"], "bob") == "root"
+    assert pick_login("root", ["alice", "root"], "bob") == "root"
+    with pytest.raises(Failure, match="login 'root' is not one of yours: alice"):
+        pick_login("root", ["alice"], "bob")
     assert pick_login("", ["alice", "bob"], "bob") == "bob"
     assert pick_login("", ["deploy"], "bob") == "deploy"
     with pytest.raises(Failure, match="your logins are alice, carol"):

@@ -49,6 +49,6 @@ async def run_scp(home: Home, profile: Profile, words: Sequence[str], *, report:
     """
     profile.check()
     asked = scp_words(words)
-    login = next(filter(None, asked.logins), "") or pick_login("", profile.logins, getpass.getuser())
+    login = [pick_login(each, profile.logins, getpass.getuser()) for each in asked.logins][0]
     arguments = [*asked.options, "--", *(with_login(path, login) for path in asked.paths)]
     return await open_ssh(home, Front(profile), "scp", asked.hosts, login=login, arguments=arguments, report=report)

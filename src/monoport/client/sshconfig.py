@@ -12,8 +12,6 @@ from pathlib import Path
 
 from monoport.client.profile import Home, Profile, UserFiles, user_home
 
-CERTIFICATE = "ecdsa-sha2-nistp256-cert-v01@openssh.com"  # the one kind of user certificate that a login brings
-
 
 def identity_options(paths: UserFiles) -> dict[str, str]:
     """The options that make an ssh client use the login and trust the cluster's nodes, and nothing else.
@@ -24,8 +22,6 @@ def identity_options(paths: UserFiles) -> dict[str, str]:
         "IdentityFile": _quoted(paths.key),
         "CertificateFile": _quoted(paths.ssh_certificate),
         "IdentitiesOnly": "yes",
-        # The key without its certificate is known nowhere. This is the name that OpenSSH before 8.5 knows too.
-        "PubkeyAcceptedKeyTypes": CERTIFICATE,
         "UserKnownHostsFile": _quoted(paths.known_hosts),
         "StrictHostKeyChecking": "yes",
     }

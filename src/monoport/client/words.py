@@ -81,9 +81,11 @@ def pick_login(asked: str, allowed: Sequence[str], local_user: str) -> str:
         local_user: the user's name on this machine.
 
     Raises:
-        Failure: nothing was asked for and it cannot be told which.
+        Failure: it is not one of the user's, or nothing was asked for and it cannot be told which.
     """
     if asked:
+        if asked not in allowed:
+            raise Failure(f"login {asked!r} is not one of yours: {', '.join(allowed) or 'your roles allow none'}")
         return asked
     if local_user in allowed:
         return local_user
