@@ -49,6 +49,8 @@ async def run_scp(home: Home, profile: Profile, words: Sequence[str], *, report:
     """
     profile.check()
     asked = scp_words(words)
-    login = [pick_login(each, profile.logins, getpass.getuser()) for each in asked.logins][0]
-    arguments = [*asked.options, "--", *(with_login(path, login) for path in asked.paths)]
-    return await open_ssh(home, Front(profile), "scp", asked.hosts, login=login, arguments=arguments, report=report)
+    logins = {each: pick_login(each, profile.logins, getpass.getuser()) for each in asked.logins}
+    paths = (with_login(path, logins.get("", "")) for path in asked.paths)
+    arguments = [*asked.options, "--", *paths]
+    first = next(iter(logins.values()))
+    return await open_ssh(home, Front(profile), "scp", asked.hosts, login=first, arguments=arguments, report=report)
