@@ -28,6 +28,14 @@ async def test_exec_status_and_streams(world):
     assert found.err == b"through"
 
 
+async def test_openssh_gets_the_cipher_that_costs_least(world):
+    async with world.port() as port:
+        found = await world.run("ssh", "-o", "LogLevel=DEBUG1", *world.openssh(port), "web", "true")
+        other = await world.run("ssh", *world.openssh(port), "-o", "Ciphers=aes256-ctr", "web", "true")
+    assert b"server->client cipher: aes128-gcm@openssh.com" in found.err
+    assert other.status == 255
+
+
 async def test_terminal(world):
     async with world.port() as port:
         found = await world.run("ssh", "-tt", *world.openssh(port), "web", "tty; stty size; exit 7")
