@@ -8,13 +8,14 @@ import asyncio
 import ssl
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, assert_never
+from typing import Any
 
 import structlog
 
 from monoport.agents.database.certificates import Issuer, Shown
 from monoport.agents.database.conversation import Conversation, Unrecorded, Violation
 from monoport.agents.database.engine import Session, Unreachable
+from monoport.agents.database.postgres_audit import audited
 from monoport.auth.client import AuthError
 from monoport.auth.keys import load_chain
 from monoport.config.model import Database
@@ -35,17 +36,7 @@ from monoport.wire.postgres.messages import (
     error_response,
     parse_opening,
 )
-from monoport.wire.postgres.statements import (
-    Action,
-    Call,
-    CopyIn,
-    Prepare,
-    Query,
-    Run,
-    Statement,
-    Statements,
-    Terminate,
-)
+from monoport.wire.postgres.statements import Action, Statements
 
 PORT = 5432
 CONNECT = 10.0  # seconds for TCP and TLS to the real server
@@ -245,7 +236,7 @@ class Postgres:
         async def record(actions: Sequence[Action]) -> None:
             # All at once, in order: the log commits them together.
             async with asyncio.TaskGroup() as group:
-                for kind, fields in filter(None, map(audited, actions)):
+                for kind, fields in (entry for action in actions for entry in audited(action)):
                     group.create_task(_record(session, kind, fields))
 
         conversation = Conversation(client, server, statements.receive, record)
@@ -284,34 +275,6 @@ ENGINE = Postgres
 
 async def _record(session: Session, kind: str, fields: dict[str, Any]) -> None:
     await session.record(kind, **fields)
-
-
-def audited(action: Action) -> tuple[str, dict[str, Any]] | None:
-    """Return the audit event's type and fields for what a client does, None for what leaves no trace."""
-    match action:
-        case Query(statement):
-            return "db.query", _shown(statement)
-        case Prepare(name, statement):
-            return "db.prepare", {"prepared": name, **_shown(statement)}
-        case Run(candidates, name, portal, parameters):
-            fields: dict[str, Any] = {"prepared": name, "portal": portal, "parameters": parameters}
-            if len(candidates) > 1:
-                fields["or"] = [_shown(one) for one in candidates[1:]]
-            return "db.query", {**(_shown(candidates[0]) if candidates else {"statement": None}), **fields}
-        case Call(function):
-            return "db.query", {"statement": None, "function": function}
-        case CopyIn():
-            return "db.copy", {"direction": "in"}
-        case Terminate():
-            return None
-        case _:
-            assert_never(action)
-
-
-def _shown(statement: Statement) -> dict[str, Any]:
-    if statement.shortened:
-        return {"statement": statement.text, "length": statement.length, "shortened": True}
-    return {"statement": statement.text}
 
 
 def _waits(tail: bytes) -> bool:

@@ -1,0 +1,31 @@
+"""How a statement of any length becomes audit events, each within the log's bounds.
+
+Belongs here: splitting. What the log does not keep in one event goes into several, so that nothing can hide behind a
+long beginning.
+"""
+
+import json
+from typing import Any
+
+Entry = tuple[str, dict[str, Any]]  # type and fields of one event
+
+PIECE = 16_000  # characters of a statement in one event, below audit.events.MAX_TEXT
+PIECE_ESCAPED = 4_000  # the same where JSON writes up to twelve octets for a character; the rest fits MAX_EVENT too
+
+
+def entries(kind: str, text: str, fields: dict[str, Any]) -> list[Entry]:
+    """Return the events of one statement: `kind` with the beginning and all fields, then `<kind>.more` with the rest.
+
+    Args:
+        kind: type of the event, such as "db.query".
+        text: the statement.
+        fields: of the first event; it gets `parts` if there is more than one.
+    """
+    size = PIECE
+    if len(text) > PIECE_ESCAPED and len(json.dumps(text)) > 2 * len(text):
+        size = PIECE_ESCAPED
+    if len(text) <= size:
+        return [(kind, {"statement": text, **fields})]
+    pieces = [text[start : start + size] for start in range(0, len(text), size)]
+    first = (kind, {"statement": pieces[0], "parts": len(pieces), **fields})
+    return [first, *((f"{kind}.more", {"statement": piece, "part": n}) for n, piece in enumerate(pieces[1:], 2))]

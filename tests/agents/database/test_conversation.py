@@ -1,0 +1,236 @@
+"""The audited relay: nothing reaches the server before the log has it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+import pytest
+
+from monoport.agents.database.conversation import Conversation, Unrecorded, Violation
+from monoport.net.memory import pair
+from monoport.net.stream import Stream
+
+
+class Log:
+    """Takes what is recorded, as slowly as a test wants."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self.open = asyncio.Event()
+        self.open.set()
+        self.waiting = asyncio.Event()
+        self.error: Exception | None = None
+
+    async def record(self, lines: Sequence[str]) -> None:
+        self.waiting.set()
+        await self.open.wait()
+        if self.error is not None:
+            raise self.error
+        self.lines.extend(lines)
+
+
+def inspect(data: bytes | memoryview) -> list[str]:
+    """Every line in upper case is a statement; an exclamation mark breaks the protocol."""
+    text = bytes(data).decode()
+    if "!" in text:
+        raise ValueError("exclamation mark")
+    return [line for line in text.split() if line.isupper()]
+
+
+class Talk:
+    """A conversation in memory: `client` and `server` are the far ends."""
+
+    def __init__(self) -> None:
+        self.client, near = pair()
+        far, self.server = pair()
+        self.near, self.far = near, far
+        self.log = Log()
+        self.conversation: Conversation[str] = Conversation(near, far, inspect, self.log.record)
+
+
+@pytest.fixture
+async def talk() -> Talk:
+    return Talk()
+
+
+async def read(stream: Stream, text: str) -> None:
+    assert (await stream.read_exactly(len(text))).decode() == text
+
+
+async def test_bytes_pass_both_ways_and_statements_are_recorded(talk: Talk) -> None:
+    async with asyncio.TaskGroup() as group:
+        running = group.create_task(talk.conversation.run())
+        await talk.client.write(b"data SELECT ")
+        await read(talk.server, "data SELECT ")
+        assert talk.log.lines == ["SELECT"]
+        await talk.server.write(b"rows ")
+        await read(talk.client, "rows ")
+        await talk.client.write(b"bulk ")
+        await read(talk.server, "bulk ")
+        talk.server.close()
+    assert running.result() == ""
+
+
+async def test_a_statement_waits_for_the_log_and_what_follows_waits_behind_it(talk: Talk) -> None:
+    async with asyncio.TaskGroup() as group:
+        group.create_task(talk.conversation.run())
+        talk.log.open.clear()
+        await talk.client.write(b"DELETE ")
+        await talk.log.waiting.wait()
+        await talk.client.write(b"bulk ")
+        await talk.client.write(b"INSERT ")
+        await talk.server.write(b"notice ")
+        await read(talk.client, "notice ")  # the server's bytes do not wait
+        assert talk.far._peer._receiver.data == b""  # type: ignore[attr-defined]
+        talk.log.open.set()
+        await read(talk.server, "DELETE bulk INSERT ")
+        assert talk.log.lines == ["DELETE", "INSERT"]
+        talk.server.close()
+
+
+async def test_without_the_log_nothing_goes_on(talk: Talk) -> None:
+    talk.log.error = OSError("disk full")
+    async with asyncio.TaskGroup() as group:
+        running = group.create_task(_outcome(talk))
+        await talk.client.write(b"DELETE ")
+    error = running.result()
+    assert isinstance(error, Unrecorded)
+    assert str(error) == "disk full"
+    talk.far.close()
+    assert await talk.server.read() == b""
+
+
+async def test_a_violation_goes_nowhere(talk: Talk) -> None:
+    async with asyncio.TaskGroup() as group:
+        running = group.create_task(_outcome(talk))
+        await talk.client.write(b"fine ")
+        await read(talk.server, "fine ")
+        await talk.client.write(b"DELETE !")
+    assert isinstance(running.result(), Violation)
+    talk.far.close()
+    assert await talk.server.read() == b""
+
+
+async def test_half_close_goes_on_behind_what_waits(talk: Talk) -> None:
+    async with asyncio.TaskGroup() as group:
+        running = group.create_task(talk.conversation.run())
+        await talk.client.write(b"SELECT ")
+        talk.client.send_eof()
+        await read(talk.server, "SELECT ")
+        assert await talk.server.read() == b""
+        await talk.server.write(b"rows ")
+        await read(talk.client, "rows ")
+        talk.server.close()
+    assert running.result() == ""
+
+
+@pytest.mark.parametrize("side", ["client", "server"])
+async def test_a_reset_ends_the_conversation(talk: Talk, side: str) -> None:
+    async with asyncio.TaskGroup() as group:
+        running = group.create_task(_outcome(talk))
+        await talk.client.write(b"x ")
+        await read(talk.server, "x ")
+        getattr(talk, side).abort()
+    assert isinstance(running.result(), ConnectionError)
+
+
+async def test_a_client_that_never_reads_stops_the_server(talk: Talk) -> None:
+    async with asyncio.TaskGroup() as group:
+        running = group.create_task(talk.conversation.run())
+        sent = 0
+        while talk.server.send(b"r" * 16_384) and sent < 10_000_000:
+            sent += 16_384
+            await asyncio.sleep(0)
+        assert sent < 2_000_000  # what memory streams and the inbox of the client hold together
+        got = 0
+        while got < sent:
+            got += len(await talk.client.read())
+        talk.client.close()
+        talk.server.close()
+    assert running.result() == ""
+
+
+async def test_a_server_that_never_reads_stops_the_client(talk: Talk) -> None:
+    async with asyncio.TaskGroup() as group:
+        running = group.create_task(talk.conversation.run())
+        sent = 0
+        while talk.client.send(b"c" * 16_384) and sent < 10_000_000:
+            sent += 16_384
+            await asyncio.sleep(0)
+        assert sent < 2_000_000
+        got = 0
+        while got < sent:
+            got += len(await talk.server.read())
+        talk.server.close()
+    assert running.result() == ""
+
+
+async def test_told_to_end_it_waits_for_the_end_of_a_message(talk: Talk) -> None:
+    async with asyncio.TaskGroup() as group:
+        running = group.create_task(talk.conversation.run())
+        await talk.client.write(b"SELECT ")
+        await read(talk.server, "SELECT ")
+        talk.conversation.end("locked")
+        await talk.client.write(b"MORE ")
+        assert await running == "locked"
+        settling = group.create_task(talk.conversation.settle(lambda tail: tail.endswith(b".")))
+        await talk.server.write(b"half of a message")
+        await talk.server.write(b", and its end.")
+        assert await settling is True
+    assert talk.log.lines == ["SELECT"]
+    talk.far.close()
+    assert await talk.server.read() == b""
+
+
+async def test_a_silent_server_is_at_the_end_of_a_message(talk: Talk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("monoport.agents.database.conversation.SILENT", 0.01)
+    async with asyncio.TaskGroup() as group:
+        running = group.create_task(talk.conversation.run())
+        await talk.server.write(b"notification")
+        await read(talk.client, "notification")
+        talk.conversation.end("expired")
+        assert await running == "expired"
+        assert await talk.conversation.settle(lambda tail: False) is True
+
+
+async def test_a_server_that_does_not_stop_is_cut(talk: Talk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("monoport.agents.database.conversation.SETTLE", 0.05)
+    async with asyncio.TaskGroup() as group:
+        running = group.create_task(talk.conversation.run())
+        talk.conversation.end("expired")
+        assert await running == "expired"
+        settling = group.create_task(talk.conversation.settle(lambda tail: False))
+        while not settling.done():
+            talk.server.send(b"row")
+            await asyncio.sleep(0)
+        assert settling.result() is False
+
+
+async def test_a_server_that_leaves_while_we_settle(talk: Talk) -> None:
+    async with asyncio.TaskGroup() as group:
+        running = group.create_task(talk.conversation.run())
+        await talk.client.write(b"x ")
+        await read(talk.server, "x ")
+        talk.conversation.end("expired")
+        assert await running == "expired"
+        talk.server.close()
+        assert await talk.conversation.settle(lambda tail: False) is False
+
+
+async def test_the_tail_is_kept_across_small_pieces(talk: Talk) -> None:
+    async with asyncio.TaskGroup() as group:
+        group.create_task(talk.conversation.run())
+        for piece in (b"0123456789abcdef0", b"Z", b"\0\0", b"\0\5I"):
+            await talk.server.write(piece)
+            await read(talk.client, piece.decode())
+        assert talk.conversation.tail == b"789abcdef0Z\0\0\0\5I"[-16:]
+        talk.server.close()
+
+
+async def _outcome(talk: Talk) -> Exception:
+    try:
+        await talk.conversation.run()
+    except (Violation, Unrecorded, ConnectionError) as error:
+        return error
+    raise AssertionError("the conversation ended well")
