@@ -326,3 +326,25 @@ async def test_closing_the_service_ends_its_callers(tmp_path, clock):
             with pytest.raises(AuthUnavailable, match="not running"):
                 await client.status()
     assert not (tmp_path / "d" / "auth.sock").exists()
+
+
+async def test_the_same_client_goes_on_after_a_restart_without_repeating_anything(tmp_path, clock):
+    from monoport.auth.local import LocalAuth
+
+    from .conftest import fast_hasher
+
+    (tmp_path / "d").mkdir()
+    client = None
+    for start in range(3):
+        local = await LocalAuth.open(tmp_path / "d", "example.com", now=clock, hasher=fast_hasher())
+        async with local, asyncio.TaskGroup() as group:
+            running = group.create_task(local.run())
+            await local.ready.wait()
+            if client is None:
+                folder = tmp_path / "d" / "identity"
+                certificate, key = (folder / "admin.crt").read_text(), (folder / "admin.key").read_text()
+                client = AuthClient(unix(tmp_path / "d" / "auth.sock"), Credentials(certificate, key, local.cas))
+            await client.tokens_add(["node"])
+            assert len(await client.tokens_list()) == start + 1
+            running.cancel()
+    await client.close()

@@ -1,144 +1,36 @@
 """The auth service from afar: every operation as one awaitable call.
 
-Belongs here: calls, their errors, and the watch stream as values. How a connection gets there is the dialer's business:
-a Unix socket, loopback TCP, or any proxy of the cluster; TLS to the auth service itself is done here, end to end.
+Belongs here: what can be called, and its arguments. How a call is made is `calls`; which way a connection takes is the
+dialer's business: a Unix socket, loopback TCP, or any proxy of the cluster.
 """
 
-import asyncio
 import builtins
 import json
-from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 from urllib.parse import quote
 
 import httpx
-from cryptography import x509
-from pydantic import BaseModel, ValidationError
 
-from monoport.access.identity import Destination, IdentityError, Kind, from_x509
+from monoport.access.identity import Destination
 from monoport.access.resources import Resource, parse_document, to_document
 from monoport.audit.events import Event, from_json, to_json
 from monoport.auth import messages
 from monoport.auth.authorities import TrustedCas
-from monoport.auth.keys import Credentials
-from monoport.auth.transport import Dial, StreamTransport
+from monoport.auth.calls import AuthError, AuthUnavailable, Calls, tcp, unix
+from monoport.auth.changes import Cas, Change, Put, Ready, Removed, parse_change
 from monoport.errors import Failure
-from monoport.net import sockets
-from monoport.net.stream import Stream
-from monoport.net.tls import connect_tls
 
-Answer = TypeVar("Answer", bound=BaseModel)
+__all__ = ["AuthClient", "AuthError", "AuthUnavailable", "Cas", "Change", "Put", "Ready", "Removed", "tcp", "unix"]
 
-DIAL_SECONDS = 15.0  # connecting and TLS; a proxy between may have to wait for the auth service too
-ANSWER_SECONDS = 30.0  # a login may wait for others' password checks
-WATCH_SILENCE = 30.0  # the service says something every 10 s; three missed ones mean that it is gone
-MAX_ANSWER = 16 * 1024 * 1024  # octets; ten thousand nodes fit, an endless answer does not
 MAX_EVENTS = 256  # events of one request, as the service takes them
 BATCH_OCTETS = 512 * 1024  # octets of events in one request, half of what the service takes
-MAX_LINE = 1024 * 1024  # octets of one change in the watch stream; a resource is at most 256 KiB
 
 
-class AuthError(Failure):
-    """The auth service refused; `code` is its fixed name for why."""
-
-    def __init__(self, code: str, message: str) -> None:
-        super().__init__(message)
-        self.code = code
-
-
-class AuthUnavailable(AuthError):
-    """No answer from the auth service: it is down, unreachable, or not who it should be."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__("unavailable", message)
-
-
-@dataclass(frozen=True, slots=True)
-class Put:
-    """A resource is there, or is now as given."""
-
-    resource: Resource
-
-
-@dataclass(frozen=True, slots=True)
-class Removed:
-    """A resource is gone; `host_id` tells databases of one name apart."""
-
-    kind: str
-    name: str
-    host_id: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Cas:
-    """The cluster's CAs are now these."""
-
-    cas: TrustedCas
-
-
-@dataclass(frozen=True, slots=True)
-class Ready:
-    """Everything before was the snapshot; what follows are changes."""
-
-
-Change = Put | Removed | Cas | Ready
-
-
-def unix(path: str | Path) -> Dial:
-    """Dials the auth service beside us, through its socket file."""
-
-    async def dial() -> Stream:
-        return await sockets.connect_unix(str(path))
-
-    return dial
-
-
-def tcp(host: str, port: int) -> Dial:
-    """Dials an auth service's own port, or a proxy's one port: TLS names the cluster, the proxy passes it on."""
-
-    async def dial() -> Stream:
-        return await sockets.connect(host, port, DIAL_SECONDS)
-
-    return dial
-
-
-class AuthClient:
-    """Calls the auth service of one cluster.
-
-    Args:
-        dial: opens a raw connection that leads to the auth service; TLS comes on top of it, here.
-        credentials: what we show and whom we believe, or a function that gives the current ones, asked anew for every
-            connection: a renewed certificate is used without a new client.
-    """
-
-    def __init__(self, dial: Dial, credentials: Credentials | Callable[[], Credentials]) -> None:
-        self._dial = dial
-        self._credentials = credentials
-        self._http = httpx.AsyncClient(
-            transport=StreamTransport(self._connect),
-            base_url="http://auth",  # TLS is below, in the stream
-            timeout=httpx.Timeout(ANSWER_SECONDS, connect=DIAL_SECONDS),
-            trust_env=False,
-        )
-
-    async def __aenter__(self) -> "AuthClient":
-        return self
-
-    async def __aexit__(self, *_error: object) -> None:
-        await self.close()
-
-    async def close(self) -> None:
-        """Ends every connection."""
-        await self._http.aclose()
-
-    @property
-    def cluster(self) -> str:
-        """The cluster whose auth service this calls."""
-        return self._current().cluster
+class AuthClient(Calls):
+    """Calls the auth service of one cluster; see `Calls` for its arguments."""
 
     # --- for everybody
 
@@ -304,19 +196,14 @@ class AuthClient:
         Raises:
             AuthUnavailable: the stream broke or fell silent; call again for a new snapshot.
         """
-        timeout = httpx.Timeout(WATCH_SILENCE, connect=DIAL_SECONDS)
-        try:
-            async with self._http.stream("GET", "/v1/watch", timeout=timeout) as response:
-                if response.status_code != httpx.codes.OK:
-                    raise _refusal(response.status_code, await _bounded(response))
-                async with aclosing(_lines(response)) as lines:
-                    async for line in lines:
-                        change = _change(json.loads(line))
-                        if change is not None:
-                            yield change
-        except (OSError, ValueError, KeyError) as error:
-            raise AuthUnavailable(f"the watch on the auth service of {self.cluster} broke: {error}") from error
-        raise AuthUnavailable(f"the auth service of {self.cluster} ended the watch")
+        async with aclosing(self._stream("/v1/watch")) as lines:
+            async for line in lines:
+                try:
+                    change = parse_change(json.loads(line))
+                except (Failure, ValueError, KeyError) as error:
+                    raise AuthUnavailable(f"the watch said what is not understood: {error}") from error
+                if change is not None:
+                    yield change
 
     # --- for administrators
 
@@ -379,128 +266,11 @@ class AuthClient:
         body = {"hosts": list(hosts), "public_key": public_key, "ttl": _s(ttl)}
         return await self._post("/v1/certificates/database-server", body, messages.Certificate)
 
-    # --- how
-
-    def _current(self) -> Credentials:
-        return self._credentials() if callable(self._credentials) else self._credentials
-
-    async def _connect(self) -> Stream:
-        credentials = self._current()
-        context = credentials.context()
-        stream = await self._dial()
-        try:
-            async with asyncio.timeout(DIAL_SECONDS):
-                secure = await connect_tls(stream, context, server_hostname=credentials.cluster)
-        except BaseException:
-            stream.abort()
-            raise
-        try:
-            _check_server(secure.peer_certificate, credentials)
-        except BaseException:
-            secure.abort()
-            raise
-        return secure
-
-    async def _get(self, path: str, shape: type[Answer]) -> Answer:
-        return _shaped(shape, await self._call("GET", path))
-
-    async def _post(self, path: str, body: object, shape: type[Answer]) -> Answer:
-        return _shaped(shape, await self._call("POST", path, body))
-
-    async def _call(self, method: str, path: str, body: object = None, again: bool = False) -> Any:
-        """One request; once more if a connection that we had kept turned out to be dead and repeating is harmless."""
-        content = None if body is None else json.dumps(body).encode()
-        headers = {"Content-Type": "application/json"} if content is not None else {}
-        for last in (False, True):
-            try:
-                async with self._http.stream(method, path, content=content, headers=headers) as response:
-                    data = await _bounded(response)
-                break
-            except (OSError, TimeoutError) as error:
-                if last or isinstance(error, TimeoutError) or not (again or method == "GET"):
-                    message = f"the auth service of {self.cluster} does not answer: {_reason(error)}"
-                    raise AuthUnavailable(message) from error
-        else:
-            raise AssertionError("the second try returned neither an answer nor an error")
-        if response.status_code >= httpx.codes.BAD_REQUEST:
-            raise _refusal(response.status_code, data)
-        try:
-            return json.loads(data) if data else None
-        except ValueError as error:
-            raise AuthUnavailable(f"the auth service of {self.cluster} answered with what is no JSON") from error
-
-
-def _check_server(certificate: bytes | None, credentials: Credentials) -> None:
-    """The peer must be an auth service: proxies carry the cluster's name in their certificates as well."""
-    if certificate is None:
-        raise ConnectionError("the auth service showed no certificate")
-    try:
-        identity = from_x509(x509.load_der_x509_certificate(certificate), credentials.cas)
-    except (IdentityError, ValueError) as error:
-        raise ConnectionError(f"the auth service's {error}") from error
-    if identity.kind is not Kind.HOST or "auth" not in identity.roles:
-        raise ConnectionError(f"{identity} answered, which is not an auth service")
-
-
-async def _bounded(response: httpx.Response) -> bytes:
-    data = bytearray()
-    async for chunk in response.aiter_raw():
-        data += chunk
-        if len(data) > MAX_ANSWER:
-            raise AuthUnavailable(f"the auth service's answer is larger than {MAX_ANSWER} octets")
-    return bytes(data)
-
-
-async def _lines(response: httpx.Response) -> AsyncGenerator[bytes, None]:
-    rest = bytearray()
-    async for chunk in response.aiter_raw():
-        *whole, last = (bytes(rest) + chunk).split(b"\n")
-        for line in whole:
-            yield line
-        if len(last) > MAX_LINE:
-            raise ValueError(f"a line of more than {MAX_LINE} octets")
-        rest = bytearray(last)
-
-
-def _change(line: Mapping[str, Any]) -> Change | None:
-    match line["type"]:
-        case "put":
-            return Put(parse_document(line["document"]))
-        case "removed":
-            return Removed(line["kind"], line["name"], line.get("host_id", ""))
-        case "cas":
-            return Cas(TrustedCas.from_json(line["cas"]))
-        case "ready":
-            return Ready()
-        case _:  # a sign of life, or something that a newer service says
-            return None
-
-
-def _refusal(status: int, data: bytes) -> AuthError:
-    try:
-        error = json.loads(data)["error"]
-        return AuthError(str(error["code"]), str(error["message"]))
-    except (ValueError, KeyError, TypeError):
-        return AuthError("unavailable", f"the auth service answered with HTTP status {status}")
-
-
-def _shaped(shape: type[Answer], data: Any) -> Answer:
-    try:
-        return shape.model_validate(data)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise AuthUnavailable(f"the auth service's answer is not understood: {where}: {first['msg']}") from error
-
 
 def _document(resource: Resource | Mapping[str, Any]) -> Any:
     if isinstance(resource, Mapping):
         return dict(resource)
     return to_document(resource)
-
-
-def _reason(error: BaseException) -> str:
-    return str(error) or type(error).__name__
 
 
 def _part(text: str) -> str:

@@ -132,4 +132,5 @@ class _Connection(httpcore.AsyncNetworkStream):
         self._stream.close()
 
     def get_extra_info(self, info: str) -> Any:
-        return None
+        # The pool asks this of idle connections: one that died meanwhile, as auth restarted, is not used again.
+        return self._stream.lost if info == "is_readable" else None
