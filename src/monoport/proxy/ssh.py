@@ -155,6 +155,7 @@ class _UserLink(link.ServerLink):
     """A user's connection; the name that it asks for confers nothing, the certificate says who it is."""
 
     async def validate_public_key(self, username: str, key_data: bytes, msg: bytes, signature: bytes) -> bool:
+        self.attempt()
         owner = self.get_owner()
         identity = owner.vouched(key_data) if isinstance(owner, _Users) else None
         if identity is None:

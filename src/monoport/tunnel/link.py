@@ -30,6 +30,7 @@ KEY_EXCHANGES = (
 )
 WINDOW = 262_144  # bytes of one channel that may wait in one direction
 PACKET = 32_768  # the payload every SSH implementation must take (RFC 4253 section 6.1)
+ATTEMPTS = 32  # keys that a client may try: full ssh-agents hold a dozen, and each try is asked for twice
 CLOSE_SECONDS = 5.0  # for a goodbye; a peer that does not take it is cut
 USER_LOGIN = 60.0  # seconds: people touch security keys
 AGENT_LOGIN = 15.0  # seconds: a machine needs no thought
@@ -87,6 +88,8 @@ class Link(asyncssh.connection.SSHConnection):
 class ServerLink(Link, asyncssh.SSHServerConnection):
     """An SSH server's connection; its options come from no file, so there is nothing to reload."""
 
+    _attempts = 0
+
     def set_extra_info(self, **kwargs: Any) -> None:
         super().set_extra_info(**kwargs)
         # asyncssh tells itself the client's version just before it offers algorithms, of which the client's order
@@ -96,6 +99,14 @@ class ServerLink(Link, asyncssh.SSHServerConnection):
 
     async def reload_config(self) -> None:
         return
+
+    def attempt(self) -> None:
+        """Count one try to authenticate; raises asyncssh.DisconnectError, which ends the connection, after ATTEMPTS."""
+        self._attempts += 1
+        if self._attempts > ATTEMPTS:
+            raise asyncssh.DisconnectError(
+                asyncssh.DISC_NO_MORE_AUTH_METHODS_AVAILABLE, f"more than {ATTEMPTS} attempts to authenticate"
+            )
 
 
 class ClientLink(Link, asyncssh.SSHClientConnection):

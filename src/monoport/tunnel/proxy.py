@@ -69,6 +69,7 @@ class _AgentLink(link.ServerLink):
     async def validate_host_based_auth(  # noqa: PLR0917  (asyncssh's own signature)
         self, username: str, key_data: bytes, client_host: str, client_username: str, msg: bytes, signature: bytes
     ) -> bool:
+        self.attempt()
         owner = self.get_owner()
         if not isinstance(owner, _AgentServer) or not owner.vouched(key_data, client_host):
             return False

@@ -232,3 +232,11 @@ async def test_garbage_in_place_of_ssh_ends_the_connection(world):
         writer.write(b"\x16\x03\x01 this is not SSH\r\n" * 10)
         assert (await reader.read()).startswith(b"SSH-2.0-monoport")
         writer.close()
+
+
+async def test_attempts_are_limited(world):
+    strangers = [asyncssh.generate_private_key("ecdsa-sha2-nistp256") for _ in range(40)]
+    with pytest.raises(ExceptionGroup) as caught:
+        async with world.connected(client_keys=strangers):
+            pass
+    assert caught.group_contains(asyncssh.DisconnectError, match="more than 32 attempts")

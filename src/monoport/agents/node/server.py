@@ -66,6 +66,7 @@ class NodeLink(link.ServerLink):
         return owner if isinstance(owner, NodeServer) else None
 
     async def validate_public_key(self, username: str, key_data: bytes, msg: bytes, signature: bytes) -> bool:
+        self.attempt()
         server = self.server
         if server is None or not await server.admit(username, key_data):
             return False
