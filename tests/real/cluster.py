@@ -10,7 +10,6 @@ import json
 import os
 import re
 import select
-import shutil
 import signal
 import socket
 import subprocess
@@ -59,7 +58,9 @@ class Daemon:
             self.process = subprocess.Popen(
                 [BIN / "monoport", "start", "-c", self.config], stdin=subprocess.DEVNULL, stdout=log, stderr=log
             )
-        wait_until(lambda: self._ready(before), START_SECONDS, f"{self.config.name} ready; its log: {self.text()[-2000:]}")
+        wait_until(
+            lambda: self._ready(before), START_SECONDS, f"{self.config.name} ready; its log: {self.text()[-2000:]}"
+        )
 
     def _ready(self, before: int) -> bool:
         assert self.process is not None
@@ -96,15 +97,27 @@ class Person:
     home: Path
     environment: dict[str, str] = field(default_factory=dict)
 
-    def run(self, *words: str | Path, stdin: str | bytes = "", code: int | None = 0, seconds: float = 60, **extra: str) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, *words: str | Path, stdin: str | bytes = "", code: int | None = 0, seconds: float = 60, **extra: str
+    ) -> subprocess.CompletedProcess[str]:
         """Run a program to its end; `code` is the exit status it must have (None: any)."""
         data = stdin.encode() if isinstance(stdin, str) else stdin
         done = subprocess.run(
-            [str(word) for word in words], input=data, capture_output=True, timeout=seconds, env=self.env(**extra), cwd=self.home, check=False
+            [str(word) for word in words],
+            input=data,
+            capture_output=True,
+            timeout=seconds,
+            env=self.env(**extra),
+            cwd=self.home,
+            check=False,
         )
-        result = subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace"))
+        result = subprocess.CompletedProcess(
+            done.args, done.returncode, done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace")
+        )
         if code is not None:
-            assert result.returncode == code, f"{words}: exit {result.returncode}\n--- stdout\n{result.stdout}\n--- stderr\n{result.stderr}"
+            assert result.returncode == code, (
+                f"{words}: exit {result.returncode}\n--- stdout\n{result.stdout}\n--- stderr\n{result.stderr}"
+            )
         assert "Traceback" not in result.stderr, result.stderr
         return result
 
@@ -140,12 +153,14 @@ class Cluster:
         self.name = name
         self.port = free_port()
         self.daemons: list[Daemon] = []
+        self.people: list[Path] = []
         self.config = root / "proxy.yaml"
         self.config.write_text(
             f"version: v3\n"
             f"teleport:\n  nodename: front\n  data_dir: {root}/front\n"
             f"auth_service:\n  enabled: yes\n  cluster_name: {name}\n"
-            f"proxy_service:\n  enabled: yes\n  web_listen_addr: 127.0.0.1:{self.port}\n  public_addr: ['localhost:{self.port}']\n"
+            f"proxy_service:\n  enabled: yes\n  web_listen_addr: 127.0.0.1:{self.port}\n"
+            f"  public_addr: ['localhost:{self.port}']\n"
         )
         self.front = self.daemon(self.config)
 
@@ -158,7 +173,12 @@ class Cluster:
     def tctl(self, *words: str | Path, stdin: str = "", code: int | None = 0) -> subprocess.CompletedProcess[str]:
         """Run tctl beside the auth service."""
         done = subprocess.run(
-            [BIN / "tctl", "-c", self.config, *words], input=stdin, capture_output=True, text=True, timeout=60, check=False
+            [BIN / "tctl", "-c", self.config, *words],
+            input=stdin,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
         )
         if code is not None:
             assert done.returncode == code, f"tctl {words}: exit {done.returncode}\n{done.stdout}\n{done.stderr}"
@@ -167,7 +187,9 @@ class Cluster:
 
     def token(self, kinds: str, *words: str) -> dict[str, Any]:
         """A join token as `tctl tokens add --format=json` prints it."""
-        value: dict[str, Any] = json.loads(self.tctl("tokens", "add", f"--type={kinds}", "--format=json", *words).stdout)
+        value: dict[str, Any] = json.loads(
+            self.tctl("tokens", "add", f"--type={kinds}", "--format=json", *words).stdout
+        )
         return value
 
     def agent(self, name: str, kinds: str, services: str) -> Daemon:
@@ -177,7 +199,8 @@ class Cluster:
         config.write_text(
             f"version: v3\n"
             f"teleport:\n  nodename: {name}\n  data_dir: {self.root}/{name}\n  proxy_server: localhost:{self.port}\n"
-            f"  ca_pin: {token['ca_pin']}\n  join_params:\n    method: token\n    token_name: {token['token']}\n" + services
+            f"  ca_pin: {token['ca_pin']}\n  join_params:\n    method: token\n    token_name: {token['token']}\n"
+            + services
         )
         return self.daemon(config)
 
@@ -186,19 +209,26 @@ class Cluster:
         self.tctl("users", "add", name, *words, "--password-stdin", stdin=password + "\n")
 
     def person(self, name: str) -> Person:
-        """A new home folder for a user."""
-        home = self.root / f"home-{name}"
-        if home.exists():
-            shutil.rmtree(home)
+        """A user at a new machine: a home folder of its own."""
+        home = self.root / f"home-{name}-{len(self.people)}"
         home.mkdir(mode=0o700)
+        self.people.append(home)
         return Person(name, home)
 
-    def login(self, person: Person, *words: str, password: str = "correct horse battery", code: int | None = 0) -> subprocess.CompletedProcess[str]:
+    def login(
+        self, person: Person, *words: str, password: str = "correct horse battery", code: int | None = 0
+    ) -> subprocess.CompletedProcess[str]:
         """`tsh login` by CA pin, the password on standard input."""
         pin = re.search(r"sha256:[0-9a-f]{64}", self.tctl("status").stdout)
         assert pin, "tctl status shows the CA pin"
         return person.tsh(
-            "login", f"--proxy=localhost:{self.port}", f"--user={person.name}", f"--ca-pin={pin[0]}", *words, stdin=password + "\n", code=code
+            "login",
+            f"--proxy=localhost:{self.port}",
+            f"--user={person.name}",
+            f"--ca-pin={pin[0]}",
+            *words,
+            stdin=password + "\n",
+            code=code,
         )
 
     def stop(self) -> None:

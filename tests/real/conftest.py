@@ -36,7 +36,9 @@ def cluster(tmp_path_factory: pytest.TempPathFactory, login: str) -> Iterator[Cl
     made = Cluster(tmp_path_factory.mktemp("cluster"))
     try:
         made.front.start()
-        made.add_user("alice", "--roles=access", f"--logins={login}", "--db-users=alice,reader", "--db-names=app,postgres")
+        made.add_user(
+            "alice", "--roles=access", f"--logins={login}", "--db-users=alice,reader", "--db-names=app,postgres"
+        )
         made.add_user("bob", "--roles=access", "--logins=nobody-here")
         node = made.agent("node", "node", "ssh_service:\n  enabled: yes\n  labels: {env: test}\n")
         node.start()
@@ -61,6 +63,6 @@ def alice(cluster: Cluster) -> Iterator[Person]:
 def folder(tmp_path: Path) -> Path:
     """An empty folder that any user of the machine may enter."""
     for parent in (tmp_path, *tmp_path.parents):
-        if parent.stat().st_uid == os.geteuid() and parent != Path("/tmp"):  # noqa: S108 # stop at the system's own
+        if parent.stat().st_uid == os.geteuid() and parent != Path("/tmp"):  # stop at the system's own
             parent.chmod(parent.stat().st_mode | 0o011)
     return tmp_path

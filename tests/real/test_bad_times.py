@@ -7,6 +7,7 @@ import socket
 import ssl
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from .cluster import BIN, Cluster, Daemon, Person, wait_until
 
 
 @pytest.fixture(scope="module")
-def own(tmp_path_factory: pytest.TempPathFactory, login: str):
+def own(tmp_path_factory: pytest.TempPathFactory, login: str) -> Iterator[Cluster]:
     """A cluster of its own, because these tests kill it."""
     made = Cluster(tmp_path_factory.mktemp("hard"), "hard.example.com")
     try:
@@ -39,7 +40,9 @@ def config_error(tmp_path: Path, text: str) -> str:
     """The one line that `monoport start` prints for a wrong configuration."""
     file = tmp_path / "wrong.yaml"
     file.write_text(text)
-    done = subprocess.run([BIN / "monoport", "start", "-c", file], capture_output=True, text=True, timeout=30, check=False)
+    done = subprocess.run(
+        [BIN / "monoport", "start", "-c", file], capture_output=True, text=True, timeout=30, check=False
+    )
     assert done.returncode == 1
     assert len(done.stderr.strip().splitlines()) == 1, done.stderr
     return done.stderr
@@ -50,7 +53,7 @@ def config_error(tmp_path: Path, text: str) -> str:
     [
         ("version: v3\nproxy_service:\n  enabled: yes\n  colour: red\n", "wrong.yaml:4:3"),
         ("version: v3\nproxy_service:\n  enabled: yes\n  public_addr: {a: 1}\n", "wrong.yaml:4"),
-        ("version: v3\nproxy_service:\n  enabled: yes\n  https_keypairs:\n    - {key_file: /nowhere, cert_file: /nowhere}\n", "/nowhere"),
+        ("version: v3\nproxy_service:\n  enabled: yes\n  https_keypairs: [{key_file: /no, cert_file: /no}]\n", "/no"),
         ("version: v1\nproxy_service:\n  enabled: yes\n", "v1"),
     ],
 )
@@ -74,16 +77,22 @@ def test_wrong_password_and_unknown_user_read_the_same(own: Cluster) -> None:
 
 
 def test_wrong_pin_is_refused_before_the_password_goes_out(own: Cluster) -> None:
-    person = own.person("alice3")
-    done = person.tsh("login", f"--proxy=localhost:{own.port}", "--user=alice", f"--ca-pin=sha256:{'0' * 64}", stdin="x\n", code=1)
+    person = own.person("dave")
+    words = [f"--proxy=localhost:{own.port}", "--user=dave", f"--ca-pin=sha256:{'0' * 64}"]
+    done = person.tsh("login", *words, stdin="x\n", code=1)
     assert "pin" in done.stderr
-    assert "alice" not in own.front.text().split("alice3")[-1] or True
+    logins = [
+        event for event in json.loads(own.tctl("events", "ls", "--format=json").stdout) if event["type"] == "user.login"
+    ]
+    assert "dave" not in json.dumps(logins)
 
 
 def ends_with(daemon: Daemon, says: str) -> None:
     """Run a daemon that cannot start and look for the reason in its log."""
     with daemon.log.open("wb") as log:
-        code = subprocess.run([BIN / "monoport", "start", "-c", daemon.config], stdout=log, stderr=log, timeout=60, check=False).returncode
+        code = subprocess.run(
+            [BIN / "monoport", "start", "-c", daemon.config], stdout=log, stderr=log, timeout=60, check=False
+        ).returncode
     assert code == 1, daemon.text()
     assert says in daemon.text(), daemon.text()
     assert "Traceback" not in daemon.text()
@@ -97,35 +106,46 @@ def test_an_expired_token_is_named(own: Cluster) -> None:
     token = own.token("node", "--ttl=1s")
     daemon = own.agent("expired", "node", "ssh_service:\n  enabled: yes\n")
     text = daemon.config.read_text()
-    daemon.config.write_text("\n".join(line.split("token_name")[0] + f"token_name: {token['token']}" if "token_name" in line else line for line in text.splitlines()) + "\n")
+    daemon.config.write_text(
+        "\n".join(
+            line.split("token_name")[0] + f"token_name: {token['token']}" if "token_name" in line else line
+            for line in text.splitlines()
+        )
+        + "\n"
+    )
     wait_until(lambda: token["token"] not in own.tctl("tokens", "ls").stdout, 10, "the token to expire")
     ends_with(daemon, "token")
 
 
 def test_kill_9_of_the_proxy_and_everything_is_back_within_15_seconds(own: Cluster, user: Person, login: str) -> None:
-    own.tctl("users", "add", "carol", "--roles=access", "--logins=carol", "--password-stdin", stdin="a password for carol\n")
+    own.tctl(
+        "users", "add", "carol", "--roles=access", "--logins=carol", "--password-stdin", stdin="a password for carol\n"
+    )
     own.front.kill()
     own.front.start()
     began = time.monotonic()
     assert "carol" in own.tctl("users", "ls").stdout, "what was acknowledged is there"
-    wait_until(lambda: user.tsh("ssh", f"{login}@node", "echo back", code=None).stdout == "back\n", 15, "the node is back")
+    wait_until(
+        lambda: user.tsh("ssh", f"{login}@node", "echo back", code=None).stdout == "back\n", 15, "the node is back"
+    )
     assert time.monotonic() - began < 15
 
 
 def test_a_lock_ends_running_sessions_within_5_seconds(own: Cluster, user: Person, login: str) -> None:
-    session = subprocess.Popen([BIN / "tsh", "ssh", f"{login}@node", "echo started; sleep 100"], env=user.env(), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    assert session.stdout is not None
-    assert session.stdout.readline() == b"started\n"
-    own.tctl("lock", "--user=alice", "--ttl=1m")
-    began = time.monotonic()
-    session.wait(10)
+    words = [BIN / "tsh", "ssh", f"{login}@node", "echo started; sleep 100"]
+    with subprocess.Popen(words, env=user.env(), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as session:
+        assert session.stdout is not None
+        assert session.stdout.readline() == b"started\n"
+        own.tctl("lock", "--user=alice", "--ttl=1m")
+        began = time.monotonic()
+        session.wait(10)
     assert session.returncode != 0
-    assert time.monotonic() - began < 5.5
+    assert time.monotonic() - began < 5
     refused = user.tsh("ssh", f"{login}@node", "true", code=None)
     assert refused.returncode != 0
     for lock in json.loads(own.tctl("get", "lock", "--format=json").stdout):
         own.tctl("rm", f"lock/{lock['metadata']['name']}")
-    wait_until(lambda: user.tsh("ssh", f"{login}@node", "true", code=None).returncode == 0, 10, "access after the lock is gone")
+    wait_until(lambda: user.tsh("ssh", f"{login}@node", "true", code=None).returncode == 0, 10, "access after the lock")
 
 
 def test_an_expired_certificate_ends_its_session_within_5_seconds(own: Cluster, login: str) -> None:
@@ -155,7 +175,7 @@ def hello(port: int, alpn: list[str], server_name: str = "localhost") -> ssl.SSL
 
 def test_unknown_and_unserved_alpn_get_alert_120_and_are_explained(own: Cluster) -> None:
     for name in ("nonsense/1", "teleport-mysql", "teleport-nothing"):
-        with pytest.raises(ssl.SSLError, match="(?i)no.application.protocol"):
+        with pytest.raises(ssl.SSLError, match=r"(?i)no.application.protocol"):
             hello(own.port, [name])
     rows = json.loads(own.tctl("conns", "ls", "--format=json").stdout)
     reasons = " ".join(str(row.get("reason")) for row in rows)

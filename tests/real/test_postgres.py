@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -55,28 +56,45 @@ def tunnel(dba: Person) -> Iterator[int]:
     """`tsh proxy db --tunnel` on a port of its own."""
     dba.tsh("db", "login", "pg", "--db-user=alice", "--db-name=app")
     port = free_port()
-    proxy = subprocess.Popen([BIN / "tsh", "proxy", "db", "-p", str(port), "--tunnel", "pg"], env=dba.env(), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    assert proxy.stdout is not None
-    proxy.stdout.readline()
-    yield port
-    proxy.send_signal(signal.SIGINT)
-    proxy.wait(10)
+    words = [BIN / "tsh", "proxy", "db", "-p", str(port), "--tunnel", "pg"]
+    with subprocess.Popen(words, env=dba.env(), stdout=subprocess.PIPE) as proxy:
+        assert proxy.stdout is not None
+        assert str(port).encode() in proxy.stdout.readline()
+        yield port
+        proxy.send_signal(signal.SIGINT)
+        proxy.wait(10)
 
 
 def direct(cluster: Cluster, person: Person, database: str = "pg", user: str = "alice", name: str = "app") -> str:
     """libpq's words for reaching the database straight on the port, with no local proxy."""
     keys = person.home / ".tsh" / "keys" / "localhost"
+    certificate = f"{keys}/alice-db/example.com/{database}-x509.pem"
     return (
-        f"host={database}.db.localhost hostaddr=127.0.0.1 port={cluster.port} user={user} dbname={name} sslmode=verify-full "
-        f"sslrootcert={keys}/certs.pem sslcert={keys}/alice-db/example.com/{database}-x509.pem sslkey={keys}/alice connect_timeout=15"
+        f"host={database}.db.localhost hostaddr=127.0.0.1 port={cluster.port} user={user} dbname={name} "
+        f"sslmode=verify-full sslrootcert={keys}/certs.pem sslcert={certificate} sslkey={keys}/alice connect_timeout=15"
     )
 
 
 def test_tsh_db_connect_runs_psql(dba: Person, need) -> None:
     need("psql")
-    done = dba.tsh("db", "connect", "pg", "--db-user=alice", "--db-name=app", stdin="select current_user || '/' || current_database();\n")
+    done = dba.tsh(
+        "db",
+        "connect",
+        "pg",
+        "--db-user=alice",
+        "--db-name=app",
+        stdin="select current_user || '/' || current_database();\n",
+    )
     assert "alice/app" in done.stdout
-    failed = dba.tsh("db", "connect", "pg", "--db-user=alice", "--db-name=app", stdin="\\set ON_ERROR_STOP on\nselect 1/0;\n", code=None)
+    failed = dba.tsh(
+        "db",
+        "connect",
+        "pg",
+        "--db-user=alice",
+        "--db-name=app",
+        stdin="\\set ON_ERROR_STOP on\nselect 1/0;\n",
+        code=None,
+    )
     assert failed.returncode == 3, "the exit status is psql's own"
 
 
@@ -92,11 +110,6 @@ def test_psycopg_through_the_local_proxy(tunnel: int) -> None:
 
 def test_cancel_through_the_local_proxy_really_cancels(tunnel: int) -> None:
     with psycopg.connect(f"host=127.0.0.1 port={tunnel} user=alice dbname=app sslmode=disable") as connection:
-        process = subprocess.Popen(["sleep", "0"])
-        process.wait()
-        connection.execute("select 1")
-        import threading
-
         timer = threading.Timer(0.5, connection.cancel_safe)
         timer.start()
         began = time.monotonic()
@@ -106,34 +119,18 @@ def test_cancel_through_the_local_proxy_really_cancels(tunnel: int) -> None:
         timer.join()
 
 
-def test_ctrl_c_in_psql_cancels(dba: Person, need) -> None:
-    process = subprocess.Popen(
-        [BIN / "tsh", "db", "connect", "pg", "--db-user=alice", "--db-name=app"],
-        env=dba.env(),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-    )
-    assert process.stdin is not None
-    assert process.stdout is not None
-    process.stdin.write(b"select 'before' as a;\nselect pg_sleep(60);\nselect 'after' as b;\n")
-    process.stdin.flush()
-    seen = b""
-    while b"before" not in seen:
-        seen += os.read(process.stdout.fileno(), 4096)
-    wait_until(lambda: sleeping(dba), 15, "the sleeping query")
-    os.killpg(process.pid, signal.SIGINT)
-    process.stdin.close()
-    seen += process.stdout.read()
-    process.wait(20)
+def test_ctrl_c_in_psql_cancels(dba: Person, server: PostgresServer, need) -> None:
+    need("psql")
+    words = [BIN / "tsh", "db", "connect", "pg", "--db-user=alice", "--db-name=app"]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    with subprocess.Popen(words, env=dba.env(), start_new_session=True, **pipes) as process:
+        process.stdin.write(b"select 'before' as a;\nselect pg_sleep(60);\nselect 'after' as b;\n")
+        process.stdin.flush()
+        running = "select count(*) from pg_stat_activity where state = 'active' and query like 'select pg_sleep(60)%'"
+        wait_until(lambda: server.sql(running).strip() == "1", 15, "the sleeping query")
+        os.killpg(process.pid, signal.SIGINT)
+        seen, _ = process.communicate(timeout=20)
     assert b"canceling statement due to user request" in seen, seen
-
-
-def sleeping(person: Person) -> bool:
-    """Whether the server runs a pg_sleep of another session."""
-    query = "select count(*) from pg_stat_activity where state = 'active' and query like 'select pg_sleep%'"
-    return "1" in person.tsh("db", "connect", "pg", "--db-user=alice", "--db-name=app", stdin=f"\\t\n{query};\n").stdout
 
 
 def test_plain_psql_straight_to_the_port(cluster: Cluster, dba: Person, need) -> None:
