@@ -14,9 +14,13 @@ def choose_password(name: str, from_stdin: bool) -> str:
     """A new password for a user; raises Failure without a terminal, or if the two differ."""
     if from_stdin:
         return read_password()
-    if not sys.stdin.isatty():
+    if not _at_terminal():
         raise Failure("no terminal to ask for a password at: pass it on standard input with --password-stdin")
     first = getpass.getpass(f"Password for {name}: ")
     if getpass.getpass("Once more: ") != first:
         raise Failure("the two passwords differ: nothing was changed")
     return first
+
+
+def _at_terminal() -> bool:
+    return sys.stdin.isatty()

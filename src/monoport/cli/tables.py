@@ -26,8 +26,8 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 FORMATS = ("text", "json", "yaml")
 GAP = "  "  # two blanks: one is easily lost in proportional fonts of bug reports
 
-# Control, format (bidirectional overrides hide in it), surrogate, private use, line and paragraph separator.
-_UNPRINTABLE = frozenset({"Cc", "Cf", "Cs", "Co", "Zl", "Zp"})
+# Control, format (bidirectional overrides hide in it), surrogate, private use, unassigned, line, paragraph separator.
+_UNPRINTABLE = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 
 
 @dataclass(frozen=True, slots=True)

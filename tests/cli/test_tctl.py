@@ -1,0 +1,374 @@
+"""tctl against a real auth service in this process, each command in a thread of its own as a process would be."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
+from ruamel.yaml import YAML
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.routing import Route
+
+from monoport import config
+from monoport.access.identity import from_ssh, from_x509
+from monoport.auth.local import LocalAuth
+from monoport.cli import run as outer
+from monoport.cli.tctl import tctl
+from monoport.net.http import serve_http
+from monoport.net.sockets import SocketStream
+
+PASSWORD = "correct horse battery"
+
+
+@pytest.fixture
+def configuration(tmp_path: Path) -> Path:
+    path = tmp_path / "monoport.yaml"
+    (tmp_path / "data").mkdir(mode=0o700)
+    path.write_text(
+        f"version: v3\nteleport: {{data_dir: {tmp_path}/data}}\n"
+        "auth_service: {enabled: yes, cluster_name: example.com}\n"
+        "proxy_service: {enabled: yes, web_listen_addr: '127.0.0.1:0', public_addr: ['front.example.org:3080']}\n"
+    )
+    return path
+
+
+class Tctl:
+    """Runs tctl to its end, in a thread, while the service runs here."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.runner = CliRunner()
+
+    async def __call__(self, *words: str | Path, stdin: str | None = None, code: int = 0) -> str:
+        def call() -> tuple[int, str, str]:
+            with self.runner.isolation(input=stdin) as (out, err, _):
+                status = outer.execute(tctl, ["-c", str(self.path), *map(str, words)])
+                sys.stdout.flush()
+                return status, out.getvalue().decode(), err.getvalue().decode()
+
+        status, out, err = await asyncio.to_thread(call)
+        assert status == code, (words, status, out, err)
+        assert "Traceback" not in out + err
+        return out if code == 0 else err
+
+    async def json(self, *words: str | Path):
+        return json.loads(await self(*words, "--format=json"))
+
+    async def yaml(self, *words: str | Path):
+        return YAML(typ="safe").load(await self(*words, "--format=yaml"))
+
+
+@pytest.fixture
+async def service(configuration):
+    """A cluster beside the configuration; yields the service."""
+    local = await LocalAuth.open(configuration.parent / "data", "example.com")
+    async with local, asyncio.TaskGroup() as group:
+        running = group.create_task(local.run())
+        await local.ready.wait()
+        yield local
+        running.cancel()
+
+
+@pytest.fixture
+def call(configuration, service):
+    return Tctl(configuration)
+
+
+async def test_status_shows_the_cluster_and_its_pin(call, service):
+    text = await call("status")
+    assert text.startswith("Cluster   example.com\n")
+    assert service.pins[0] in text
+    assert (await call.json("status"))["ca_pins"] == list(service.pins)
+
+
+async def test_users_come_and_go(call):
+    out = await call(
+        *("users", "add", "alice", "--roles=access,auditor", "--logins=root, alice", "--db-users=app", "--db-names=*"),
+        "--password-stdin",
+        stdin=PASSWORD + "\n",
+    )
+    assert out == "user alice added, roles: access,auditor\n"
+    assert await call.json("users", "ls") == [
+        {
+            "name": "alice",
+            "roles": ["access", "auditor"],
+            "traits": {"logins": ["root", "alice"], "db_users": ["app"], "db_names": ["*"]},
+        }
+    ]
+    assert "alice" in await call("users", "ls")
+    await call("users", "reset", "alice", "--password-stdin", stdin="another password\n")
+    assert "exists" in await call("users", "add", "alice", "--password-stdin", stdin=PASSWORD, code=1)
+    await call("users", "rm", "alice")
+    assert await call.yaml("users", "ls") == []
+    assert await call("users", "rm", "alice", code=1) == 'tctl: no user "alice"\n'
+
+
+async def test_a_password_is_asked_for_at_a_terminal_only(call, monkeypatch):
+    for words in (("users", "add", "bob"), ("users", "reset", "bob")):
+        assert "--password-stdin" in await call(*words, code=1)
+    assert "standard input is empty" in await call("users", "add", "bob", "--password-stdin", code=1)
+    assert "at least 8" in await call("users", "add", "bob", "--password-stdin", stdin="short\n", code=1)
+    assert "no role nix" in await call("users", "add", "bob", "--roles=nix", "--password-stdin", stdin=PASSWORD, code=1)
+    asked = iter([PASSWORD, "different", PASSWORD, PASSWORD])
+    monkeypatch.setattr("monoport.cli.newpassword._at_terminal", lambda: True)
+    monkeypatch.setattr("getpass.getpass", lambda _prompt: next(asked))
+    assert "differ" in await call("users", "add", "bob", code=1)
+    await call("users", "add", "bob")
+
+
+async def test_a_token_comes_with_a_configuration_that_the_daemon_reads(call, service, tmp_path):
+    text = await call("tokens", "add", "--type=node,db", "--ttl=1h")
+    pasted = text[text.index("version: v3") :]
+    read = config.parse(pasted, str(tmp_path / "agent.yaml"))
+    assert str(read.teleport.proxy_server) == "front.example.org:3080"
+    assert read.teleport.ca_pin == service.pins
+    assert read.teleport.join_params.token_name == text.split()[1]
+    assert read.ssh_service.enabled
+    assert read.db_service.enabled
+
+
+@pytest.mark.parametrize("value", ["12345678", "a: b # {c}", "yes-it-is", '"quoted"\\', "0x12345678", "1e10000000"])
+async def test_any_value_of_a_token_survives_the_pasting(call, tmp_path, value):
+    text = await call("tokens", "add", "--type=node", f"--value={value}")
+    read = config.parse(text[text.index("version: v3") :], str(tmp_path / "agent.yaml"))
+    assert read.teleport.join_params.token_name == value
+
+
+async def test_tokens_as_json_have_exactly_what_scripts_need(call, service):
+    made = await call.json("tokens", "add", "--type=node,db,app,kube,trusted_cluster,proxy,auth", "--ttl=30m")
+    assert set(made) == {"token", "ca_pin", "types", "expires"}
+    assert made["ca_pin"] == service.pins[0]
+    assert made["types"] == ["node", "db", "app", "kube", "trusted_cluster", "proxy", "auth"]
+    (listed,) = await call.json("tokens", "ls")
+    assert made["token"] not in json.dumps(listed)
+    await call("tokens", "rm", made["token"])
+    assert await call.json("tokens", "ls") == []
+    assert "expected some of node" in await call("tokens", "add", "--type=nodes", code=1)
+    assert "expected a duration" in await call("tokens", "add", "--type=node", "--ttl=soon", code=1)
+
+
+ROLE = """
+kind: role
+version: v1
+metadata: {name: dev}
+spec:
+  allow: {logins: [root], node_labels: {env: dev}}
+---
+kind: lock
+version: v1
+metadata: {name: stop}
+spec: {target: {user: mallory}}
+"""
+
+
+async def test_resources_are_created_got_replaced_and_removed(call, tmp_path):
+    path = tmp_path / "resources.yaml"
+    path.write_text(ROLE)
+    assert await call("create", path) == "role/dev created\nlock/stop created\n"
+    assert "--force" in await call("create", path, code=1)
+    await call("create", "--force", path)
+    got = await call("get", "role/dev")
+    path.write_text(got)
+    await call("create", "-f", path)
+    (role,) = await call.json("get", "roles/dev")
+    assert role["spec"]["allow"]["logins"] == ["root"]
+    assert {one["metadata"]["name"] for one in await call.json("get", "roles")} == {
+        "access",
+        "auditor",
+        "dev",
+        "editor",
+    }
+    await call("rm", "role/dev")
+    assert await call("get", "role/dev", code=1) == "tctl: no role/dev\n"
+    await call("create", "-", stdin=ROLE.split("---", maxsplit=1)[0])
+    await call("get", "role/dev")
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        ("kind: [", "resources.yaml:1:8: "),
+        ("", "holds no resource"),
+        ("kind: rolle", "kind: expected one of"),
+        ("kind: role\nversion: v1\nmetadata: {name: x}\nspec: {alow: {}}", "role/x: spec.alow: "),
+        ("kind: node\nversion: v1\nmetadata: {name: x}\nspec: {hostname: y, host_id: x}", "registered by its agent"),
+        ("- 1\n- 2", "expected a document"),
+        ("a: &a [*a]", "expected"),
+        ("x" * 1_100_000, "larger than"),
+    ],
+)
+async def test_a_bad_file_is_one_line_that_says_where(call, tmp_path, text, error):
+    path = tmp_path / "resources.yaml"
+    path.write_text(text)
+    line = await call("create", path, code=1)
+    assert error in line
+    assert line.count("\n") == 1
+
+
+async def test_what_does_not_exist_or_makes_no_sense_is_one_line(call):
+    assert "no resources of kind bogus" in await call("get", "bogus", code=1)
+    assert "expected KIND/NAME" in await call("rm", "role", code=1)
+    assert "exactly one" in await call("lock", code=1)
+    assert "exactly one" in await call("lock", "--user=a", "--node=b", code=1)
+    assert "no such file" in await call("create", "/nowhere.yaml", code=1)
+    assert "takes --host" in await call("auth", "sign", "--format=db", "--out=x", code=1)
+    assert "expected --user" in await call("auth", "sign", "--out=x", code=1)
+
+
+async def test_locks_are_set_listed_and_lifted(call):
+    out = await call("lock", "--user=mallory", "--ttl=1h", "--message=gone bad")
+    assert out.endswith("lift it with: tctl rm lock/user-mallory\n")
+    await call("lock", "--user=mallory")
+    (lock,) = await call.json("get", "lock")
+    assert lock["spec"] == {"target": {"user": "mallory"}}
+    await call("rm", "lock/user-mallory")
+    assert await call.json("get", "locks") == []
+
+
+async def test_certificates_are_signed_for_keys_made_here(call, service, tmp_path):
+    await call("users", "add", "alice", "--logins=root", "--password-stdin", stdin=PASSWORD)
+    folder = tmp_path / "alice"
+    await call("auth", "sign", "--user=alice", f"--out={folder}", "--ttl=2h")
+    key = load_pem_private_key((folder / "alice").read_bytes(), None)
+    certificate = x509.load_pem_x509_certificate((folder / "alice-x509.pem").read_bytes())
+    assert certificate.public_key() == key.public_key()
+    assert from_x509(certificate, service.cas).principals == ("root",)
+    assert from_ssh((folder / "alice-cert.pub").read_text(), service.cas).name == "alice"
+    assert (folder / "alice").stat().st_mode & 0o777 == 0o600
+    assert folder.stat().st_mode & 0o777 == 0o700
+    prefix = tmp_path / "pg"
+    out = await call("auth", "sign", "--format=db", "--host=db.internal,10.0.0.1", f"--out={prefix}", "--ttl=24h")
+    assert f"ssl_ca_file = '{prefix}.cas'" in out
+    server = x509.load_pem_x509_certificate((tmp_path / "pg.crt").read_bytes())
+    server.verify_directly_issued_by(x509.load_pem_x509_certificate(service.cas.db[0].encode()))
+    assert (tmp_path / "pg.cas").read_text().strip() == service.cas.dbclient[0].strip()
+    assert (tmp_path / "pg.key").stat().st_mode & 0o777 == 0o600
+    assert 'no user "nobody"' in await call("auth", "sign", "--user=nobody", f"--out={folder}", code=1)
+
+
+async def test_every_ca_can_be_exported(call, service):
+    cas = service.cas
+    assert (await call("auth", "export")).strip() == cas.ssh_user[0].strip()
+    assert (await call("auth", "export", "--type=host")).strip() == cas.ssh_host[0].strip()
+    known = await call("auth", "export", "--type=known_hosts")
+    assert known.startswith("@cert-authority *.example.com,example.com ")
+    for kind, pem in (("tls-user", cas.user), ("tls-host", cas.host), ("db", cas.db), ("db-client", cas.dbclient)):
+        assert (await call("auth", "export", f"--type={kind}")).strip() == pem[0].strip()
+
+
+async def test_nodes_databases_and_events_are_listed(call, service):
+    assert await call.json("nodes", "ls") == await call.json("db", "ls") == []
+    assert (await call("nodes", "ls")).startswith("Node")
+    assert (await call("db", "ls")).startswith("Database")
+    await call("users", "add", "alice", "--password-stdin", stdin=PASSWORD)
+    await call("users", "rm", "alice")
+    events = await call.json("events", "ls", "--limit=1")
+    assert [one["type"] for one in events] == ["user.delete"]
+    events = await call.json("events", "ls", "--type=user.*")
+    assert [one["type"] for one in events] == ["user.delete", "user.create"]
+    assert events[0]["name"] == "alice"
+    assert "user.create" in await call("events", "ls")
+
+
+async def test_without_the_service_every_command_says_how_to_start_it(configuration):
+    call = Tctl(configuration)
+    for words in (("status",), ("users", "ls"), ("events", "ls"), ("tokens", "add", "--type=node"), ("route", "ls")):
+        line = await call(*words, code=1)
+        assert f"monoport start -c {configuration}" in line
+        assert line.count("\n") == 1
+    configuration.write_text(
+        "version: v3\nteleport: {data_dir: /x, proxy_server: 'a:1'}\nssh_service: {enabled: yes}\n"
+    )
+    assert "enables no auth service" in await call("status", code=1)
+    configuration.write_text("version: v3\nbogus: 1\n")
+    assert f"{configuration}:2:1: " in await call("status", code=1)
+
+
+async def test_a_service_that_was_killed_is_not_running(configuration, service):
+    await Tctl(configuration)("status")
+    path = configuration.parent / "data" / "auth.sock"
+    path.rename(path.with_name("moved"))
+    with socket.socket(socket.AF_UNIX) as left_behind:
+        left_behind.bind(str(path))
+    assert "auth service is not running" in await Tctl(configuration)("status", code=1)
+
+
+CONNECTION = {
+    **{
+        "id": "a1",
+        "source": "192.0.2.1:5",
+        "user": "alice@example.com",
+        "route": "ssh",
+        "sni": "x\x1b[2J",
+        "alpn": "h2",
+    },
+    **{"state": "open", "age_s": 61.5, "bytes_in": 2048, "bytes_out": 10, "reason": ""},
+}
+
+
+@pytest.fixture
+async def daemon(configuration):
+    """A daemon.sock that answers as the daemon does, and the questions it got."""
+    asked = []
+
+    async def conns(_request: Request) -> JSONResponse:
+        return JSONResponse([CONNECTION])
+
+    async def routes(_request: Request) -> JSONResponse:
+        return JSONResponse([{"rule": "ssh", "when": "ALPN x", "goes_to": "SSH proxy", "tls": "no certificate asked"}])
+
+    async def explain(request: Request) -> JSONResponse:
+        asked.append(await request.json())
+        if asked[-1]["sni"] == "bad":
+            return JSONResponse({"error": {"code": "failed", "message": "no such name"}}, 400)
+        return JSONResponse({"outcome": "ssh", "steps": [{"rule": "r", "verdict": "won", "why": "because"}]})
+
+    paths = [Route("/conns", conns), Route("/routes", routes), Route("/explain", explain, methods=["POST"])]
+    app = Starlette(routes=paths)
+
+    listening = socket.socket(socket.AF_UNIX)
+    listening.bind(str(configuration.parent / "data" / "daemon.sock"))
+    listening.listen()
+    listening.setblocking(False)
+    async with asyncio.TaskGroup() as group:
+
+        async def accept():
+            while True:
+                accepted, _ = await asyncio.get_running_loop().sock_accept(listening)
+                group.create_task(serve_http(SocketStream(accepted), app, state={}))
+
+        accepting = group.create_task(accept())
+        yield asked
+        accepting.cancel()
+    listening.close()
+
+
+async def test_the_daemon_tells_of_connections_and_routes(configuration, daemon, tmp_path):
+    call = Tctl(configuration)
+    assert await call.json("conns", "ls") == [CONNECTION]
+    text = await call("conns", "ls")
+    assert "x\\x1b[2J" in text
+    assert "1m01s" in text
+    assert "2.0 KiB" in text
+    assert (await call.json("route", "ls"))[0]["rule"] == "ssh"
+    certificate = tmp_path / "c.pem"
+    certificate.write_text("PEM")
+    text = await call("route", "explain", "--sni=a.b", "--alpn=h2,http/1.1", f"--cert={certificate}")
+    assert text.startswith("ssh\n")
+    assert "because" in text
+    await call("route", "explain", "--user=alice", "--format=json")
+    assert daemon == [
+        {"sni": "a.b", "alpn": ["h2", "http/1.1"], "certificate": "PEM"},
+        {"sni": "", "alpn": [], "user": "alice"},
+    ]
+    assert await call("route", "explain", "--sni=bad", code=1) == "tctl: no such name\n"
+    assert "not both" in await call("route", "explain", "--user=a", f"--cert={certificate}", code=1)
