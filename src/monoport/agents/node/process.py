@@ -21,10 +21,11 @@ class Child:
     """One running child, leader of its own session.
 
     Args: the order it carries out and the descriptors that become its 0, 1 and 2, which stay the caller's to close.
-    Raises OSError where nothing can be started.
+    Raises OSError where nothing can be started, ValueError where the order cannot be written down.
     """
 
     def __init__(self, order: child.Order, stdin: int, stdout: int, stderr: int) -> None:
+        instructions = order.encode()
         self._loop = asyncio.get_running_loop()
         self.exited: asyncio.Future[os.waitid_result] = self._loop.create_future()
         reading, writing = os.pipe()
@@ -44,8 +45,14 @@ class Child:
             raise
         finally:
             os.close(reading)
-        self._instruct(writing, order.encode())
-        self._handle = os.pidfd_open(self.pid)
+        try:
+            self._handle = os.pidfd_open(self.pid)
+        except BaseException:
+            self._process.kill()
+            self._process.wait()
+            os.close(writing)
+            raise
+        self._instruct(writing, instructions)
         self._loop.add_reader(self._handle, self._ended)
 
     @property

@@ -1,0 +1,67 @@
+"""Requests that a node never serves, and what is written about them."""
+
+import asyncssh
+import pytest
+from asyncssh.packet import Boolean, String, UInt32
+
+from monoport.tunnel.channel import ChannelSession
+
+
+async def test_x11_is_refused_and_recorded(world):
+    async with world.connected() as client:
+        channel, _ = await client.create_session(asyncssh.SSHClientSession, "cat", encoding=None)
+        asked = (Boolean(False), String("MIT-MAGIC-COOKIE-1"), String("00" * 16), UInt32(0))
+        assert await channel._make_request(b"x11-req", *asked) is False
+    assert [event["what"] for event in world.events("session.deny")] == ["x11"]
+
+
+async def test_remote_forwarding_is_refused_and_recorded(world):
+    async with world.connected() as client:
+        with pytest.raises(asyncssh.ChannelListenError):
+            await client.create_server(lambda *_: ChannelSession(), "127.0.0.1", 0)
+        with pytest.raises(asyncssh.ChannelListenError):
+            await client.create_unix_server(ChannelSession, "/tmp/socket")
+    denied = [(event["what"], event["target"]) for event in world.events("session.deny")]
+    assert denied == [("remote_port", "127.0.0.1:0"), ("remote_port", "/tmp/socket")]
+
+
+async def test_network_devices_and_other_subsystems_are_refused(world):
+    async with world.connected() as client:
+        with pytest.raises(asyncssh.ChannelOpenError):
+            await client.open_tun()
+        with pytest.raises(asyncssh.ChannelOpenError):
+            await client.open_tap()
+        with pytest.raises(asyncssh.ChannelOpenError):
+            await client.create_session(asyncssh.SSHClientSession, subsystem="netconf")
+        assert (await client.run("echo still here")).stdout == "still here\n"
+
+
+async def test_a_second_program_on_one_channel_is_refused(world):
+    async with world.connected() as client:
+        channel, _ = await client.create_session(asyncssh.SSHClientSession, "cat", encoding=None)
+        assert await channel._make_request(b"exec", String("id")) is False
+        assert await channel._make_request(b"subsystem", String("sftp")) is False
+    assert len(world.events("session.start")) == 1
+
+
+async def test_a_command_that_no_program_can_take(world):
+    async with world.connected() as client:
+        found = await client.run("echo a\0b")
+        long = await client.run("x" * 200_000)
+    assert found.exit_status == 254
+    assert "NUL" in found.stderr
+    assert long.exit_status == 254
+    assert "too long" in long.stderr
+
+
+async def test_nothing_goes_on_where_it_cannot_be_recorded(world, monkeypatch):
+    async def full(kind, /, **fields):
+        raise OSError(28, "No space left on device")
+
+    async with world.connected() as client:
+        monkeypatch.setattr(world.audit, "emit", full)
+        found = await client.run("touch ~/went-on")
+        monkeypatch.undo()
+        after = await client.run("ls ~/went-on")
+    assert found.exit_status == 254
+    assert after.exit_status == 2
