@@ -348,3 +348,25 @@ async def test_the_same_client_goes_on_after_a_restart_without_repeating_anythin
             assert len(await client.tokens_list()) == start + 1
             running.cancel()
     await client.close()
+
+
+async def test_a_fault_in_one_connection_or_one_tick_does_not_end_the_service(world, monkeypatch):
+    async def broken(*_arguments, **_values):
+        raise ZeroDivisionError("ours")
+
+    monkeypatch.setattr("monoport.auth.server.serve_http", broken)
+    pair, node = await world.auth.admit("node", "node-one")
+    async with AuthClient(world.auth.dial(), Credentials(node.certificate, pair.private, node.cas)) as client:
+        with pytest.raises(AuthUnavailable):
+            await client.status()
+        monkeypatch.undo()
+        ticked = asyncio.Event()
+
+        async def tick():
+            ticked.set()
+            raise ZeroDivisionError("ours")
+
+        monkeypatch.setattr(world.auth, "tick", tick)
+        monkeypatch.setattr("monoport.auth.local.TICK", 0.001)
+        await ticked.wait()
+        assert (await client.status()).cluster == "example.com"

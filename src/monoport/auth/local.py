@@ -163,7 +163,12 @@ class LocalAuth:
             if self._connections is None:
                 raise ConnectionError("the auth service is not running")
             ours, theirs = memory.pair()
-            self._connections.create_task(self._server.serve(theirs))
+            serving = self._server.serve(theirs)
+            try:
+                self._connections.create_task(serving)
+            except RuntimeError as error:  # the group is shutting down
+                serving.close()
+                raise ConnectionError("the auth service is stopping") from error
             return ours
 
         return dial
@@ -195,8 +200,8 @@ class LocalAuth:
             await asyncio.sleep(TICK)
             try:
                 await self.tick()
-            except Failure as error:
-                _log.error("auth upkeep failed", error=str(error))
+            except Exception as error:  # noqa: BLE001 - a full disk now must not mean that locks end nothing later
+                _log.error("auth upkeep failed", error=repr(error), exc_info=error)
 
     async def tick(self) -> None:
         """One look for what has expired or was locked, and renewal of our own certificates when it is time."""

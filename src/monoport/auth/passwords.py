@@ -5,6 +5,7 @@ what they get, `users` and `service` decide. Known and unknown names go the same
 """
 
 import asyncio
+import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,7 +23,7 @@ Result = TypeVar("Result")
 
 MAX_FAILURES = 5  # then the account locks (issue 2)
 LOCK_TIME = timedelta(minutes=10)  # slows guessing to 720 tries a day; short enough to wait out
-AT_ONCE = 2  # verifications running: 64 MiB and one core's worth of work each
+AT_ONCE = max(1, (os.cpu_count() or 1) // 2)  # verifications running, 64 MiB each: logins get half of the cores
 MAX_WAITING = 64  # a few seconds of queue; whoever comes later is told at once
 MIN_LENGTH = 8  # NIST SP 800-63B section 5.1.1.2
 MAX_LENGTH = 1024  # octets; hashing cost must not depend on what a stranger sends
@@ -41,12 +42,12 @@ class Passwords:
 
     Args:
         now: the time, aware, UTC.
-        hasher: argon2id with the parameters of RFC 9106 section 4 (second choice) if not given.
+        hasher: argon2id with time and memory of RFC 9106 section 4 (second choice), on one core, if not given.
     """
 
     def __init__(self, now: Callable[[], datetime], hasher: PasswordHasher | None = None) -> None:
         self._now = now
-        self._hasher = hasher or PasswordHasher()
+        self._hasher = hasher or PasswordHasher(parallelism=1)
         self._dummy: str | None = None
         self._slots = asyncio.Semaphore(AT_ONCE)
         self._waiting = 0

@@ -77,6 +77,9 @@ class Server:
         except (ConnectionError, TimeoutError, IdentityError) as error:
             _log.info("auth connection ended", reason=str(error) or type(error).__name__)
             stream.abort()
+        except Exception as error:  # noqa: BLE001 - one connection's fault must not end the service; it is logged
+            _log.error("auth connection failed", error=repr(error), exc_info=error)
+            stream.abort()
         finally:
             self._open -= 1
 
