@@ -15,7 +15,8 @@ import structlog
 
 from monoport.access.resources import Database, Lock, Node, Resource, Role
 from monoport.auth.authorities import TrustedCas
-from monoport.auth.client import AuthError, Cas, Change, Put, Ready, Removed
+from monoport.auth.changes import Cas, Change, Put, Ready, Removed
+from monoport.errors import Failure
 
 _log = structlog.get_logger()
 
@@ -29,7 +30,7 @@ class Watched(Protocol):
     """What a cache needs of the client."""
 
     def watch(self) -> AsyncGenerator[Change, None]:
-        """The snapshot, Ready, then changes; raises AuthError when it ends."""
+        """The snapshot, Ready, then changes; raises Failure when it ends."""
 
 
 class Cache:
@@ -100,7 +101,7 @@ class Cache:
             try:
                 async with aclosing(self._client.watch()) as changes:
                     await self._follow(changes)
-            except AuthError as error:
+            except Failure as error:
                 failures = 1 if self.connected else failures + 1
                 self.connected = False
                 pause = min(LAST_DELAY, FIRST_DELAY * 2 ** min(failures, 16)) * (0.5 + self._rand() / 2)
