@@ -7,6 +7,10 @@ import shutil
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("shared machine", deadline=None)  # a busy neighbour is no failure
+settings.load_profile("shared machine")
 
 # Program -> the Debian package that brings it. A test asks with the fixture `need`.
 PACKAGES = {
@@ -44,14 +48,18 @@ def require(name: str) -> str:
 
 
 @pytest.fixture(scope="session", name="need")
-def _need():  # noqa: ANN202 # a plain function is what tests call
+def _need():  # a plain function is what tests call
     """`need("psql")` -> its path; see `require`."""
     return require
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Name what was missing, so that a skipped test is never mistaken for a passed one."""
-    reasons = {str(report.longrepr[2]) for report in terminalreporter.stats.get("skipped", []) if isinstance(report.longrepr, tuple)}
+    reasons = {
+        str(report.longrepr[2])
+        for report in terminalreporter.stats.get("skipped", [])
+        if isinstance(report.longrepr, tuple)
+    }
     for reason in sorted(reason for reason in reasons if MISSING in reason):
         terminalreporter.write_line(reason)
 

@@ -7,13 +7,9 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from hypothesis import settings
 
 from monoport.access.identity import Identity, Kind
 from monoport.access.resources import Database, Lock, Node, Role, parse_document
-
-settings.register_profile("shared machine", deadline=None)  # a busy neighbour is no failure
-settings.load_profile("shared machine")
 
 NOW = datetime(2030, 1, 2, 3, 4, 5, tzinfo=UTC)
 

@@ -6,12 +6,8 @@ import random
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from hypothesis import settings
 
 from monoport.audit.events import EventIds
-
-settings.register_profile("shared machine", deadline=None)  # a busy neighbour is no failure
-settings.load_profile("shared machine")
 
 
 class Clock:
