@@ -36,6 +36,7 @@ class Conversation(Generic[T]):
         client, server: streams behind the opening; this owns neither.
         inspect: reads the client's bytes as they pass and returns what they do; raises ValueError on a violation.
         record: makes the actions durable, in order.
+        said: what the server has said last before this.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class Conversation(Generic[T]):
         server: Stream,
         inspect: Callable[[bytes | memoryview], Sequence[T]],
         record: Callable[[Sequence[T]], Awaitable[None]],
+        said: bytes = b"",
     ) -> None:
         self._client = client
         self._server = server
@@ -56,7 +58,7 @@ class Conversation(Generic[T]):
         self._over = False
         self._error: Exception | None = None
         self._ending = ""
-        self.tail = b""  # the server's last bytes, at most TAIL
+        self.tail = said[-TAIL:]  # the server's last bytes since the client's, at most TAIL
         self.heard = False  # the server has said something since this was last set to False
 
     async def run(self) -> str:
@@ -112,6 +114,7 @@ class Conversation(Generic[T]):
                 await self._record(actions)
             except Exception as error:
                 raise Unrecorded(str(error)) from error
+            self.tail = b""
             full = not self._server.send(b"".join(held))
             del self._held[0]
             if not self._held and not full and not self._ending:
@@ -133,8 +136,10 @@ class Conversation(Generic[T]):
             self._actions.extend(actions)
             self._client.pause_reading()
             self._news.set()
-        elif not self._server.send(data):
-            self._client.pause_reading()
+        else:
+            self.tail = b""
+            if not self._server.send(data):
+                self._client.pause_reading()
 
     def from_server(self, data: bytes | memoryview) -> None:
         """Bytes of the server, on to the client as they are."""

@@ -102,10 +102,11 @@ class Postgres:
             async with self._connected(session) as server:
                 backend = Backend(session.process_id, session.secret, startup.minor, dropped)
                 async with asyncio.timeout(OPENING):
-                    if not await self._opening(server, upstream, backend, client):
-                        return  # the server has said why, and the client has read it
+                    said = await self._opening(server, upstream, backend, client)
+                if not backend.ready:
+                    return  # the server has said why, and the client has got it
                 session.upstream_key = backend.key
-                await self._converse(session, client, server)
+                await self._converse(session, client, server, said)
         except ProtocolError as error:
             log.info("session refused", reason=str(error))
             await client.write(refusal(Why.PROTOCOL, str(error)))
@@ -134,9 +135,9 @@ class Postgres:
 
     async def probe(self) -> None:
         """Return if the real server answers SSLRequest with TLS that verifies. Raises Unreachable."""
-        raw = await self._dial()
-        stream = await self._secure(raw, self._context("", None))
-        stream.close()
+        context = self._context("", None)
+        async with await self._secure(await self._dial(), context):
+            pass
 
     # the real server
 
@@ -146,12 +147,9 @@ class Postgres:
         shown = await self._issuer.client_certificate(
             session.user, certificate=session.certificate, name=self._database.name, database=session.database
         )
-        raw = await self._dial()
-        stream = await self._secure(raw, self._context(session.user, shown))
-        try:
+        context = self._context(session.user, shown)
+        async with await self._secure(await self._dial(), context) as stream:
             yield stream
-        finally:
-            stream.close()
 
     async def _dial(self) -> Stream:
         uri = self._database.uri
@@ -214,23 +212,22 @@ class Postgres:
 
     # a session
 
-    async def _opening(self, server: Stream, startup: StartupMessage, backend: Backend, client: Stream) -> bool:
-        """Bring the server to its first ReadyForQuery; False if it refused, in words that the client has got."""
+    async def _opening(self, server: Stream, startup: StartupMessage, backend: Backend, client: Stream) -> bytes:
+        """Bring the server to its first ReadyForQuery, or to its own end, and return what it said last."""
         await server.write(startup.encode())
-        while not backend.ready:
-            data = await server.read()
-            if not data:
-                return False
+        said = b""
+        while not backend.ready and (data := await server.read()):
             try:
-                await client.write(backend.receive(data))
+                said = backend.receive(data)
+                await client.write(said)
             except AuthenticationDemanded as error:
                 raise self._unreachable(
                     f"asks for {error.method} authentication, but its agent brings a certificate",
                     hint="In the server's pg_hba.conf, put this line before all others: hostssl all all all cert",
                 ) from error
-        return True
+        return said
 
-    async def _converse(self, session: Session, client: Stream, server: Stream) -> None:
+    async def _converse(self, session: Session, client: Stream, server: Stream, said: bytes) -> None:
         statements = Statements()
 
         async def record(actions: Sequence[Action]) -> None:
@@ -239,7 +236,7 @@ class Postgres:
                 for kind, fields in (entry for action in actions for entry in audited(action)):
                     group.create_task(_record(session, kind, fields))
 
-        conversation = Conversation(client, server, statements.receive, record)
+        conversation = Conversation(client, server, statements.receive, record, said)
         session.on_end = conversation.end
         if session.ended:
             conversation.end(session.ended)
