@@ -20,6 +20,8 @@ READ = select.EPOLLIN | select.EPOLLRDHUP
 WRITE = select.EPOLLOUT
 BATCH = 256  # events per turn: keeps timers and other tasks of the loop waiting for a few milliseconds at most
 
+ROUNDS = 4  # polls per turn: what became ready meanwhile is served without a turn of asyncio's loop in between
+
 Ready = Callable[[int], Any]
 
 
@@ -63,8 +65,15 @@ class Reactor:
             self._epoll.unregister(fd)
 
     def _dispatch(self) -> None:
+        for _ in range(ROUNDS):
+            events = self._epoll.poll(0, BATCH)
+            if not events:
+                return
+            self._serve(events)
+
+    def _serve(self, events: list[tuple[int, int]]) -> None:
         ready = self._ready
-        for fd, mask in self._epoll.poll(0, BATCH):
+        for fd, mask in events:
             # Gone: an earlier event of this batch closed it. Reused since: its own read finds nothing yet.
             callback = ready.get(fd)
             if callback is None:

@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 from monoport.errors import Failure
 from monoport.net.reactor import READ, WRITE, Reactor
-from monoport.net.stream import CHUNK, HIGH_WATER, INBOX, LOW_WATER, ClosedError, Data, Inbox, Stream
+from monoport.net.stream import CHUNK, HIGH_WATER, INBOX, LOW_WATER, ClosedError, Data, Stream
 from monoport.net.wakeup import Wakeup
 
 RESET = struct.pack("ii", 1, 0)  # SO_LINGER on, zero seconds: close() sends RST, socket(7)
@@ -132,21 +132,6 @@ class SocketStream(Stream):
     def start(self, receiver: object) -> None:
         self._read_size = CHUNK
         super().start(receiver)  # type: ignore[arg-type]
-
-    async def read(self, limit: int = 65536) -> bytes:
-        """As `Stream.read`, without a turn of the reactor when bytes are there already."""
-        inbox = self._receiver
-        if type(inbox) is Inbox and not (inbox.data or self._mask & READ or self._state or self._lost):
-            try:
-                data = self._sock.recv(limit)
-            except (BlockingIOError, InterruptedError):
-                data = b""
-            except OSError as error:
-                self._fail(error)
-                raise
-            if data:
-                return data
-        return await super().read(limit)
 
     # sending
 
