@@ -6,10 +6,8 @@ For other roles of the same daemon it signs host certificates without a token: t
 
 import asyncio
 import json
-import os
-import socket
 from collections.abc import Callable, Sequence
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Self
@@ -36,16 +34,14 @@ from monoport.auth.storage.sqlite import SqliteStorage
 from monoport.auth.tokens import Tokens
 from monoport.auth.transport import Dial
 from monoport.auth.users import Users
-from monoport.errors import Failure
 from monoport.net import memory
-from monoport.net.sockets import SocketStream
 from monoport.net.stream import Stream
+from monoport.net.unix import serve_unix
 
 _log = structlog.get_logger()
 
 OWN_TTL = timedelta(days=1)  # of the service's and the administrator's certificates, which are renewed every half day
 TICK = 1.0  # seconds between two looks for what expired or was locked: the rule is "within 5 s"
-BACKLOG = 128  # of the Unix socket; its callers are on this machine
 
 
 def utc_now() -> datetime:
@@ -135,22 +131,15 @@ class LocalAuth:
 
     async def run(self) -> None:
         """Serves data_dir/auth.sock and streams from `dial` and `serve` until cancelled; sets `ready` when it does."""
-        path = self.data_dir / "auth.sock"
         self.write_admin()
-        listening = _listen(path)
         try:
             async with asyncio.TaskGroup() as group:
                 self._connections = group
                 group.create_task(self._tick())
-                self.ready.set()
-                while True:
-                    group.create_task(self._server.serve(await _accept(listening)))
+                await serve_unix(self.data_dir / "auth.sock", self._server.serve, self.ready)
         finally:
             self.ready.clear()
             self._connections = None
-            listening.close()
-            with suppress(FileNotFoundError):
-                path.unlink()
 
     async def serve(self, stream: Stream) -> None:
         """Serves one connection to its end, such as one that a proxy of this daemon passes through."""
@@ -228,33 +217,3 @@ class LocalAuth:
             ssh_public_key=pair.ssh_public,
             ttl=OWN_TTL,
         )
-
-
-async def _accept(listening: socket.socket) -> Stream:
-    """The next connection; out of descriptors, it waits until there are some again."""
-    loop = asyncio.get_running_loop()
-    while True:
-        try:
-            accepted, _ = await loop.sock_accept(listening)
-        except OSError as error:
-            _log.error("auth socket cannot accept", error=error.strerror)
-            await asyncio.sleep(TICK)
-            continue
-        return SocketStream(accepted)
-
-
-def _listen(path: Path) -> socket.socket:
-    """A Unix socket that only this user can connect to; one left behind by a killed daemon is replaced."""
-    with suppress(FileNotFoundError):
-        path.unlink()
-    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
-    before = os.umask(0o177)
-    try:
-        listening.bind(str(path))
-        listening.listen(BACKLOG)
-    except OSError as error:
-        listening.close()
-        raise Failure(f"{path}: {error.strerror or error}") from error
-    finally:
-        os.umask(before)
-    return listening
