@@ -169,7 +169,7 @@ class Listener:
             async with asyncio.TaskGroup() as group:
                 self._group = group
                 for sock in self._sockets:
-                    sock.setblocking(False)
+                    _listen(sock)
                 self._resume()
                 grace = await self._drain
                 self._close()
@@ -319,8 +319,11 @@ def _log_refusal(connection: str, source: Source, code: str, reason: str) -> Non
     structlog.get_logger().info("refused", connection=connection, source=source[0], code=code, reason=reason)
 
 
-def bind(host: str, port: int, backlog: int = BACKLOG) -> list[socket.socket]:
-    """Listening sockets for every address of `host` ("" for all); port 0 picks one for all; raises ListenError."""
+def bind(host: str, port: int) -> list[socket.socket]:
+    """Bound sockets for every address of `host` ("" for all); port 0 picks one for all; raises ListenError.
+
+    They do not listen yet: `Listener.run` does that, so that a port opens only when there is somebody to serve it.
+    """
     try:
         found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except socket.gaierror as error:
@@ -329,7 +332,7 @@ def bind(host: str, port: int, backlog: int = BACKLOG) -> list[socket.socket]:
     try:
         for family, _, _, _, address in found:
             chosen = sockets[0].getsockname()[1] if sockets and not port else port
-            sockets.append(_listen(family, (address[0], chosen, *address[2:]), backlog))
+            sockets.append(_bound(family, (address[0], chosen, *address[2:])))
     except BaseException:
         for sock in sockets:
             sock.close()
@@ -337,7 +340,7 @@ def bind(host: str, port: int, backlog: int = BACKLOG) -> list[socket.socket]:
     return sockets
 
 
-def _listen(family: int, address: tuple[Any, ...], backlog: int) -> socket.socket:
+def _bound(family: int, address: tuple[Any, ...]) -> socket.socket:
     sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
     try:
         # SO_REUSEADDR for restarts; never SO_REUSEPORT, with which two daemons would silently share a port.
@@ -349,11 +352,22 @@ def _listen(family: int, address: tuple[Any, ...], backlog: int) -> socket.socke
         for option, value in KEEPALIVE:
             sock.setsockopt(socket.IPPROTO_TCP, option, value)
         sock.bind(address)
-        sock.listen(backlog)
     except OSError as error:
         sock.close()
-        raise ListenError(f"{address[0]}:{address[1]} cannot be listened on: {_why(error)}") from error
+        raise _not(address, error) from error
     return sock
+
+
+def _listen(sock: socket.socket) -> None:
+    sock.setblocking(False)
+    try:
+        sock.listen(BACKLOG)
+    except OSError as error:  # another process bound the same port and was quicker to listen
+        raise _not(sock.getsockname(), error) from error
+
+
+def _not(address: tuple[Any, ...], error: OSError) -> ListenError:
+    return ListenError(f"{address[0]}:{address[1]} cannot be listened on: {_why(error)}")
 
 
 def _why(error: OSError) -> str:
