@@ -17,6 +17,7 @@ DAY = 86_400  # seconds; shadow(5) counts days
 MAX_NOLOGIN = 4_096  # bytes of /etc/nologin that are shown
 SHADOW = Path("/etc/shadow")
 NOLOGIN = Path("/etc/nologin")
+SHELLS = Path("/etc/shells")
 
 
 class AccountError(Failure):
@@ -77,3 +78,11 @@ def _check_shadow(login: str, fields: list[str]) -> None:
         raise AccountError(f"login {login} is locked")
     if fields[7].isdigit() and time.time() >= int(fields[7]) * DAY:
         raise AccountError(f"login {login} has expired")
+
+
+def may_transfer(shell: str) -> bool:
+    """Whether files may be transferred: sshd starts its SFTP server by the user's shell, so nologin keeps it out."""
+    try:
+        return shell in SHELLS.read_text().split()
+    except FileNotFoundError:
+        return shell == "/bin/sh"

@@ -94,6 +94,7 @@ class Node:
             gate = Gate(self._identify, lambda who, login: self._authorize(node, who, login), identity)
             server = NodeServer(gate, self._audit, facts, source=_address(preface.source), start=start, log=log)
             await self._secure(node, server, stream, log)
+            await server.wait_closed()
 
     async def _announced(self, preface: Preface, node: Listed) -> Identity:
         """Return whom the proxy announces, after deciding by ourselves whether any login may reach this node."""

@@ -7,16 +7,13 @@ so it imports the standard library only; it is synchronous because it has one cl
 from __future__ import annotations
 
 import errno
-import functools
-import grp
 import itertools
 import os
-import pwd
 import stat
 import struct
-import time
 from collections.abc import Callable, Iterator
 
+from monoport.agents.node.entries import Entry, change, known, listing
 from monoport.wire import sftp
 from monoport.wire.sftp import Attributes, Fields, Reply, Request, SftpError, Status
 
@@ -54,9 +51,6 @@ _FLAGS = (
     (sftp.APPEND, os.O_APPEND),
 )
 CLOSED = -1  # no open file: the kernel answers EBADF
-HALF_A_YEAR = 15_778_800  # seconds, after which `ls -l` shows the year
-
-Entry = tuple[bytes, bytes, Attributes]
 
 
 def serve(source: int, sink: int) -> None:
@@ -181,18 +175,18 @@ class Server:
         return _attributes(number, os.fstat(self._file(fields)))
 
     def setstat(self, number: int, fields: Fields) -> bytes:
-        _change(fields.text(), fields.attributes())
+        change(fields.text(), fields.attributes())
         return sftp.status(number, Status.OK)
 
     def lsetstat(self, number: int, fields: Fields) -> bytes:
         path, attrs = fields.text(), fields.attributes()
         if attrs.size is not None or (attrs.mode is not None and stat.S_ISLNK(os.lstat(path).st_mode)):
             return sftp.status(number, Status.OP_UNSUPPORTED)
-        _change(path, attrs, follow=False)
+        change(path, attrs, follow=False)
         return sftp.status(number, Status.OK)
 
     def fsetstat(self, number: int, fields: Fields) -> bytes:
-        _change(self._file(fields), fields.attributes())
+        change(self._file(fields), fields.attributes())
         return sftp.status(number, Status.OK)
 
     def statvfs(self, number: int, fields: Fields) -> bytes:
@@ -206,9 +200,9 @@ class Server:
     def opendir(self, number: int, fields: Fields) -> bytes:
         path = fields.text()
         self._room()
-        found = os.scandir(path)
+        found = listing(path)
         handle = self._handle()
-        self._folders[handle] = itertools.chain(_dots(path), _entries(found))
+        self._folders[handle] = found
         return sftp.packet(Reply.HANDLE, number, sftp.string(handle))
 
     def readdir(self, number: int, fields: Fields) -> bytes:
@@ -311,30 +305,11 @@ _EXTENDED: dict[bytes, Handler] = {
 
 
 def _attributes(number: int, found: os.stat_result) -> bytes:
-    return sftp.packet(Reply.ATTRS, number, sftp.attributes(_known(found)))
+    return sftp.packet(Reply.ATTRS, number, sftp.attributes(known(found)))
 
 
 def _name(number: int, path: bytes) -> bytes:
     return sftp.names(number, [(path, path, Attributes())])
-
-
-def _known(found: os.stat_result) -> Attributes:
-    return Attributes(
-        found.st_size, (found.st_uid, found.st_gid), found.st_mode, (int(found.st_atime), int(found.st_mtime))
-    )
-
-
-def _change(target: bytes | int, attrs: Attributes, *, follow: bool = True) -> None:
-    """Apply attributes in the order that leaves times right; raises OSError at the first that fails."""
-    follow = follow or isinstance(target, int)
-    if attrs.size is not None:
-        os.truncate(target, attrs.size)
-    if attrs.mode is not None:
-        os.chmod(target, attrs.mode & 0o7777)
-    if attrs.owner is not None:
-        os.chown(target, *attrs.owner, follow_symlinks=follow)
-    if attrs.times is not None:
-        os.utime(target, attrs.times, follow_symlinks=follow)
 
 
 def _space(number: int, found: os.statvfs_result) -> bytes:
@@ -343,43 +318,3 @@ def _space(number: int, found: os.statvfs_result) -> bytes:
     values = (found.f_bsize, found.f_frsize, found.f_blocks, found.f_bfree, found.f_bavail, found.f_files)
     rest = (found.f_ffree, found.f_favail, found.f_fsid, flags, found.f_namemax)
     return sftp.packet(Reply.EXTENDED_REPLY, number, struct.pack(">11Q", *values, *rest))
-
-
-def _dots(path: bytes) -> Iterator[Entry]:
-    for name in (b".", b".."):
-        yield _entry(name, os.lstat(os.path.join(path, name)))
-
-
-def _entries(folder: Iterator[os.DirEntry[bytes]]) -> Iterator[Entry]:
-    for found in folder:
-        try:
-            yield _entry(found.name, found.stat(follow_symlinks=False))
-        except FileNotFoundError:  # removed while we list: it is not there
-            continue
-
-
-def _entry(name: bytes, found: os.stat_result) -> Entry:
-    """Return one entry with its long form, as `ls -l` writes it (section 7)."""
-    when = time.localtime(found.st_mtime)
-    shown = time.strftime("%b %e %H:%M" if abs(time.time() - found.st_mtime) < HALF_A_YEAR else "%b %e  %Y", when)
-    long = (
-        f"{stat.filemode(found.st_mode)} {found.st_nlink:4d} {_user(found.st_uid):<8} {_group(found.st_gid):<8} "
-        f"{found.st_size:8d} {shown} "
-    )
-    return name, long.encode() + name, _known(found)
-
-
-@functools.lru_cache(maxsize=1024)
-def _user(uid: int) -> str:
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return str(uid)
-
-
-@functools.lru_cache(maxsize=1024)
-def _group(gid: int) -> str:
-    try:
-        return grp.getgrgid(gid).gr_name
-    except KeyError:
-        return str(gid)

@@ -31,6 +31,7 @@ class Opener:
         self._loop = asyncio.get_running_loop()
         self._control: socket.socket | None = None
         self._child: Child | None = None
+        self._open = True
         self._next = 0
         self._waiting: dict[int, asyncio.Future[tuple[dict[str, Any], socket.socket | None]]] = {}
 
@@ -48,6 +49,8 @@ class Opener:
         return str(answer["path"]), listening
 
     async def _ask(self, **wish: object) -> tuple[dict[str, Any], socket.socket]:
+        if not self._open:
+            raise OSError("the child is gone")
         control = self._control or self._start()
         self._next += 1
         number = self._next
@@ -113,9 +116,14 @@ class Opener:
         for waiting in self._waiting.values():
             if not waiting.done():
                 waiting.set_result(({}, None))
+        if self._child is not None and self._open:
+            self._open = False
+            self._child.let_go()
+
+    async def wait_closed(self) -> None:
+        """Wait until the child has removed what it made and ended, for a moment at most."""
         if self._child is not None:
-            gone, self._child = self._child, None
-            gone.let_go()
+            await self._child.gone()
 
 
 def _passed(ancillary: list[tuple[int, int, bytes]]) -> socket.socket | None:

@@ -94,15 +94,20 @@ class Child:
         except ProcessLookupError:
             pass
 
+    async def gone(self) -> None:
+        """Wait for the child's end, for GRACE seconds at most."""
+        await asyncio.wait((self.exited,), timeout=GRACE)
+
+    async def hang_up(self) -> None:
+        """Tell everything in the child's session that its terminal is gone, and give it GRACE seconds to end."""
+        self.signal_all(signal.SIGHUP)
+        await self.gone()
+
     async def end(self) -> None:
         """End everything that still runs in the child's session: SIGHUP, then SIGKILL after GRACE seconds."""
-        self.signal_all(signal.SIGHUP)
-        try:
-            async with asyncio.timeout(GRACE):
-                await asyncio.shield(self.exited)
-        except TimeoutError:
-            pass
+        await self.hang_up()
         self.signal_all(signal.SIGKILL)
+        await self.gone()
 
     def signal_all(self, number: int) -> None:
         """Signal every process of the child's session, whatever group a shell has put it into."""

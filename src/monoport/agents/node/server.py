@@ -129,6 +129,11 @@ class NodeServer(asyncssh.SSHServer):
         if self._opener is not None:
             self._opener.close()
 
+    async def wait_closed(self) -> None:
+        """Wait until what was opened for the user is gone, after the connection."""
+        if self._opener is not None:
+            await self._opener.wait_closed()
+
     # authentication
 
     def public_key_auth_supported(self) -> bool:

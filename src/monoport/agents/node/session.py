@@ -12,14 +12,13 @@ import signal
 import termios
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import asyncssh
 import structlog
 
-from monoport.agents.node import child, terminal
-from monoport.agents.node.account import Account
+from monoport.agents.node import child, environment, terminal
+from monoport.agents.node.account import Account, may_transfer
 from monoport.agents.node.process import Child
 from monoport.agents.node.pump import Sink, Source
 from monoport.audit.log import Log
@@ -28,14 +27,9 @@ from monoport.tunnel.link import ServerLink
 PIPE = (
     262_144  # bytes of a child's pipe: fewer wake-ups than the kernel's 64 KiB, the limit of what waits in a direction
 )
-MAX_ENVIRONMENT = 64  # variables that a client may set; LANG and LC_* are fourteen
-MAX_VALUE = 1_024  # characters of one of them
-SHELLS = Path("/etc/shells")
 # RFC 4254 section 6.10, less those that a client has no business with
 SIGNALS = ("ABRT", "ALRM", "FPE", "HUP", "ILL", "INT", "KILL", "PIPE", "QUIT", "SEGV", "TERM", "USR1", "USR2")
 _BREAK = 0  # tcsendbreak's usual length
-_ROOT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-_USER_PATH = "/usr/local/bin:/usr/bin:/bin:/usr/local/games:/usr/games"  # Debian's login.defs
 
 
 @dataclass(slots=True)
@@ -151,7 +145,7 @@ class Session(asyncssh.SSHServerSession[bytes]):
     # the child
 
     def _begin(self, kind: str, command: str | None) -> bool:
-        if kind == "sftp" and not _may_transfer(self._host.account.shell):
+        if kind == "sftp" and not may_transfer(self._host.account.shell):
             self._host.log.info("sftp refused", reason="the login's shell is not in /etc/shells")
             return False
         self._host.start(self._run(kind, command))
@@ -268,7 +262,7 @@ class Session(asyncssh.SSHServerSession[bytes]):
         if self._host.ending:
             await running.end()
         else:
-            running.signal_all(signal.SIGHUP)
+            await running.hang_up()
         return self._host.ending or "disconnected"
 
     def _tell(self, found: os.waitid_result) -> str:
@@ -301,42 +295,13 @@ class Session(asyncssh.SSHServerSession[bytes]):
         self._master = self._slave = -1
 
     def _environment(self) -> dict[str, str]:
-        account, (address, port) = self._host.account, self._host.source
-        found = {
-            "USER": account.login,
-            "LOGNAME": account.login,
-            "HOME": account.home,
-            "SHELL": account.shell,
-            "PATH": _ROOT_PATH if account.uid == 0 else _USER_PATH,
-            "MAIL": f"/var/mail/{account.login}",
-            "SSH_CLIENT": f"{address} {port} 22",
-            "SSH_CONNECTION": f"{address} {port} 127.0.0.1 22",
-        }
+        asked = self._channel.get_environment() if self._channel is not None else {}
+        found = environment.of(self._host.account, self._host.source) | environment.accepted(asked)
         if self._term:
             found |= {"TERM": self._term, "SSH_TTY": os.ttyname(self._slave)}
         if self._host.agent_path:
             found["SSH_AUTH_SOCK"] = self._host.agent_path
-        if self._channel is not None:
-            found |= _accepted(self._channel.get_environment())
         return found
-
-
-def _accepted(asked: Mapping[str, str]) -> dict[str, str]:
-    """Return the variables that a client may set: those of its language, as Debian's sshd_config has it."""
-    found: dict[str, str] = {}
-    for name, value in asked.items():
-        fits = name == "LANG" or (name.startswith("LC_") and name.replace("_", "").isalnum() and name.isascii())
-        if fits and len(value) <= MAX_VALUE and len(name) <= MAX_VALUE and len(found) < MAX_ENVIRONMENT:
-            found[name] = value
-    return found
-
-
-def _may_transfer(shell: str) -> bool:
-    """Whether files may be transferred: sshd starts its SFTP server by the user's shell, so nologin keeps it out."""
-    try:
-        return shell in SHELLS.read_text().split()
-    except FileNotFoundError:
-        return shell == "/bin/sh"
 
 
 def _widen(pipe: int) -> None:
