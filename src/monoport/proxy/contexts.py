@@ -131,7 +131,8 @@ def _build(tls: Tls, pair: KeyPair, authorities: str | None) -> ssl.SSLContext:
         context.set_alpn_protocols([tls.alpn])
     _load(context, pair)
     if tls.ask is Ask.NONE:
-        context.num_tickets = 1  # OpenSSL sends two; one serves a browser's next connection
+        # Browsers come back: one ticket, not OpenSSL's two. Our own clients keep no sessions between processes.
+        context.num_tickets = 1 if tls.show is Show.PUBLIC else 0
         return context
     # A resumed session would skip the certificate check: no tickets where one is asked for.
     context.num_tickets = 0
