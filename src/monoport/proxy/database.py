@@ -180,14 +180,20 @@ class Databases:
                     await self._session(connection, server, login, who | {"rule": permit.rule})
         except Refused as refused:
             _log.info("database session refused", **who, reason=str(refused), rule=refused.rule)
-            await self._audit.emit("db.session.deny", **who, reason=str(refused), rule=refused.rule)
+            try:
+                await self._audit.emit("db.session.deny", **who, reason=str(refused), rule=refused.rule)
+            except Failure as error:
+                _log.error("refusal not recorded", connection=connection.id, reason=str(error))
             await _tell(connection, front.refuse(refused.why, str(refused)))
 
     async def _session(self, connection: Connection, server: Stream, login: Login, who: Mapping[str, str]) -> None:
         """Record and relay one session to its end."""
         started = self._now()
         # Before a byte goes on: a session that cannot be recorded does not take place.
-        await self._audit.emit("db.session.start", **who)
+        try:
+            await self._audit.emit("db.session.start", **who)
+        except Failure as error:
+            raise Refused(Why.INTERNAL, "the session could not be recorded", f"audit log: {error}") from error
         # The agent holds a lease of its own and tells the client why the session ends; what is left then is cut.
         connection.on_end = _agent_ends
         try:

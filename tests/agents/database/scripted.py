@@ -38,7 +38,7 @@ class Script:
         self._play = play
         self._answer = answer
         self.port = 0
-        self.names: list[str] = []  # common names of the certificates that came
+        self.openings: list[bytes] = []  # first packets that came behind TLS
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[Script]:
@@ -66,6 +66,9 @@ class Script:
                 raw.close()
                 return
             stream = await serve_tls(raw, self._context)
+            packet = await read_packet(stream)
+            self.openings.append(packet)
+            stream.unread(packet)
             await self._play(stream)
             stream.close()
         except ConnectionError:
