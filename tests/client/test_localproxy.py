@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 import ssl
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -19,44 +20,56 @@ from monoport.client.localproxy import LocalProxy, Wrapping, is_loopback, listen
 from monoport.client.names import Address
 from monoport.client.profile import Home
 from monoport.errors import Failure
+from monoport.net.sockets import SocketStream
+from monoport.net.stream import Stream
+from monoport.net.tls import serve_tls
 
 from .conftest import NOWHERE, Cas, database_login, server_context, signed_in
 
 ALPN = "teleport-postgres"
 PATIENCE = 20.0  # seconds for what takes milliseconds
-Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
 class Database:
     """What stands behind the proxy: notes the client's certificate, ALPN and SNI, then runs a conversation."""
 
-    def __init__(self, talk: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]) -> None:
+    def __init__(self, talk: Callable[[Stream], Awaitable[None]]) -> None:
         self.talk = talk
         self.certificates: list[x509.Certificate | None] = []
         self.alpn: list[str | None] = []
         self.names: list[str | None] = []
 
-    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        tls = writer.get_extra_info("ssl_object")
-        der = tls.getpeercert(binary_form=True)
-        self.certificates.append(x509.load_der_x509_certificate(der) if der else None)
-        self.alpn.append(tls.selected_alpn_protocol())
-        with suppress(ConnectionError, asyncio.IncompleteReadError):
-            await self.talk(reader, writer)
-        writer.close()
+    async def serve(self, raw: SocketStream, context: ssl.SSLContext) -> None:
+        with suppress(ConnectionError):
+            async with await serve_tls(raw, context) as stream:
+                der = stream.peer_certificate
+                self.certificates.append(x509.load_der_x509_certificate(der) if der else None)
+                self.alpn.append(stream.selected_alpn)
+                await self.talk(stream)
 
     @asynccontextmanager
     async def running(self, context: ssl.SSLContext) -> AsyncIterator[int]:
         context.sni_callback = lambda _tls, name, _context: self.names.append(name)
-        server = await asyncio.start_server(self.serve, "127.0.0.1", 0, ssl=context)
-        async with server:
-            yield server.sockets[0].getsockname()[1]
+        listening = socket.create_server(("127.0.0.1", 0))
+        listening.setblocking(False)
+
+        async def accept(group: asyncio.TaskGroup) -> None:
+            while True:
+                accepted, _ = await asyncio.get_running_loop().sock_accept(listening)
+                group.create_task(self.serve(SocketStream(accepted), context))
+
+        with listening:
+            async with asyncio.TaskGroup() as group:
+                accepting = group.create_task(accept(group))
+                try:
+                    yield listening.getsockname()[1]
+                finally:
+                    accepting.cancel()
 
 
-async def upper(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    while data := await reader.read(65_536):
-        writer.write(data.upper())
-        await writer.drain()
+async def upper(stream: Stream) -> None:
+    while data := await stream.read():
+        await stream.write(data.upper())
 
 
 @asynccontextmanager
@@ -94,11 +107,9 @@ async def test_plain_bytes_come_back_through_tls_with_the_protocols_alpn(home: H
 
 
 async def test_a_megabyte_and_a_half_close_pass_whole(home: Home, cas: Cas) -> None:
-    async def echo_size(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        head = await reader.readexactly(4)
-        rest = await reader.readexactly(struct.unpack("!I", head)[0])
-        writer.write(rest)
-        await writer.drain()
+    async def echo_size(stream: Stream) -> None:
+        (size,) = struct.unpack("!I", await stream.read_exactly(4))
+        await stream.write(await stream.read_exactly(size))
 
     data = os.urandom(1_000_000)
     async with Database(echo_size).running(server_context(cas, alpn=ALPN)) as port:
@@ -150,51 +161,25 @@ async def test_a_login_being_written_does_not_stop_connections(home: Home, cas: 
 
 async def test_an_inner_tls_passes_through_untouched(home: Home, cas: Cas) -> None:
     """Without --tunnel the client's own TLS, which brings its own certificate, is inside ours."""
-    inner_names: list[str] = []
+    inner_alpn: list[str | None] = []
 
-    async def outer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        # asyncio cannot do TLS in TLS on the server's side: the inner bytes go to a server of their own
-        port = (await starting).sockets[0].getsockname()[1]
-        other = await asyncio.open_connection("127.0.0.1", port)
+    async def inner(outer: Stream) -> None:
+        async with await serve_tls(outer, server_context(cas, alpn="inner")) as stream:
+            inner_alpn.append(stream.selected_alpn)
+            await upper(stream)
 
-        async def copy(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
-            while data := await source.read(65_536):
-                sink.write(data)
-                await sink.drain()
-            if sink.can_write_eof():
-                sink.write_eof()
-
-        try:
-            async with asyncio.TaskGroup() as group:
-                group.create_task(copy(reader, other[1]))
-                group.create_task(copy(other[0], writer))
-        finally:
-            other[1].close()
-
-    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        inner_names.append(writer.get_extra_info("ssl_object").selected_alpn_protocol())
-        data = await reader.readexactly(4)
-        writer.write(data.upper())
-        await writer.drain()
-        writer.close()
-
-    async with asyncio.TaskGroup() as group:
-        starting = group.create_task(
-            asyncio.start_server(answer, "127.0.0.1", 0, ssl=server_context(cas, alpn="inner"))
-        )
-        server = await starting
-        async with server, Database(outer).running(server_context(cas, alpn=ALPN)) as port:
-            profile = signed_in(home, cas, port)
-            async with local(Wrapping(Front(profile), ALPN, None)) as address:
-                context = ssl.create_default_context(cadata=profile.host_cas[0])
-                context.set_alpn_protocols(["inner"])
-                reader, writer = await asyncio.open_connection(
-                    address.host, address.port, ssl=context, server_hostname="localhost"
-                )
-                writer.write(b"ping")
-                assert await reader.readexactly(4) == b"PING"
-                writer.close()
-    assert inner_names == ["inner"]
+    async with Database(inner).running(server_context(cas, alpn=ALPN)) as port:
+        profile = signed_in(home, cas, port)
+        async with local(Wrapping(Front(profile), ALPN, None)) as address:
+            context = ssl.create_default_context(cadata=profile.host_cas[0])
+            context.set_alpn_protocols(["inner"])
+            reader, writer = await asyncio.open_connection(
+                address.host, address.port, ssl=context, server_hostname="localhost"
+            )
+            writer.write(b"ping")
+            assert await reader.readexactly(4) == b"PING"
+            writer.close()
+    assert inner_alpn == ["inner"]
 
 
 async def test_what_cannot_be_joined_is_said_once_and_the_next_connection_works(home: Home, cas: Cas) -> None:

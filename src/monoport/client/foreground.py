@@ -5,7 +5,11 @@ Belongs here: starting a program, signals, its exit status. Does not belong here
 
 import asyncio
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+TERMINAL = (signal.SIGINT, signal.SIGQUIT)  # the terminal sends these to every process in its foreground itself
+ENDING = (signal.SIGTERM, signal.SIGHUP)
 
 
 async def run(command: Sequence[str], environment: Mapping[str, str]) -> int:
@@ -13,37 +17,41 @@ async def run(command: Sequence[str], environment: Mapping[str, str]) -> int:
 
     Signals of the terminal reach it by themselves; a SIGTERM or SIGHUP for us is passed on.
     """
-    loop = asyncio.get_running_loop()
-    process = await asyncio.create_subprocess_exec(*command, env=dict(environment))
+    process: asyncio.subprocess.Process | None = None
+    early: list[signal.Signals] = []
 
-    def pass_on(number: int) -> None:
-        if process.returncode is None:
+    def pass_on(number: signal.Signals) -> None:
+        if process is None:
+            early.append(number)
+        elif process.returncode is None:
             process.send_signal(number)
 
-    for number in (signal.SIGINT, signal.SIGQUIT):
-        loop.add_signal_handler(number, lambda: None)
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        loop.add_signal_handler(number, pass_on, number)
-    try:
-        status = await process.wait()
-    except asyncio.CancelledError:
-        process.kill()
-        raise
-    finally:
-        for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGHUP):
-            loop.remove_signal_handler(number)
+    with _handling(TERMINAL, lambda _: None), _handling(ENDING, pass_on):
+        process = await asyncio.create_subprocess_exec(*command, env=dict(environment))
+        for number in early:
+            process.send_signal(number)
+        try:
+            status = await process.wait()
+        except asyncio.CancelledError:
+            process.kill()
+            raise
     return status if status >= 0 else 128 - status
 
 
 async def until_stopped() -> None:
     """Returns at SIGINT, SIGTERM or SIGHUP."""
-    loop = asyncio.get_running_loop()
     stopped = asyncio.Event()
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    for number in numbers:
-        loop.add_signal_handler(number, stopped.set)
-    try:
+    with _handling((signal.SIGINT, *ENDING), lambda _: stopped.set()):
         await stopped.wait()
+
+
+@contextmanager
+def _handling(numbers: Sequence[signal.Signals], act: Callable[[signal.Signals], None]) -> Iterator[None]:
+    loop = asyncio.get_running_loop()
+    for number in numbers:
+        loop.add_signal_handler(number, act, number)
+    try:
+        yield
     finally:
         for number in numbers:
             loop.remove_signal_handler(number)

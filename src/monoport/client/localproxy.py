@@ -1,4 +1,4 @@
-"""Local proxies: a loopback port whose connections go to one database through the proxy, for clients that know no ALPN.
+"""Local proxies: a port or socket of this machine that leads to one database, for clients that know no ALPN.
 
 Belongs here: listening, who may connect, wrapping. Does not belong here: which certificate (databases.py), the
 database's protocol: bytes pass through as they are, Ctrl-C's cancel requests, which are connections of their own, too.
@@ -11,6 +11,7 @@ import ssl
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from monoport.client.front import Credentials, Front, cluster_context
 from monoport.client.names import Address
@@ -76,7 +77,7 @@ class LocalProxy:
 
     @property
     def address(self) -> Address:
-        """Where it listens."""
+        """Where it listens, if that is a port."""
         host, port = self.sockets[0].getsockname()[:2]
         return Address(host, port)
 
@@ -137,6 +138,27 @@ def listen(address: Address, *, lends_identity: bool, share_identity: bool = Fal
     except OSError as error:
         listening.close()
         raise Failure(f"cannot listen on {address}: {(error.strerror or str(error)).lower()}") from None
+    return [listening]
+
+
+def listen_unix(path: Path) -> list[socket.socket]:
+    """A Unix socket that only its owner can connect to.
+
+    Args:
+        path: where nothing is yet, in a folder of our own.
+
+    Raises:
+        Failure: it cannot be made there.
+    """
+    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    try:
+        listening.setblocking(False)
+        listening.bind(str(path))
+        path.chmod(0o600)
+        listening.listen(BACKLOG)
+    except OSError as error:
+        listening.close()
+        raise Failure(f"cannot listen on {path}: {(error.strerror or str(error)).lower()}") from None
     return [listening]
 
 

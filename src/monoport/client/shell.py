@@ -15,7 +15,7 @@ from pathlib import Path
 from monoport.client import databases
 from monoport.client.foreground import run, until_stopped
 from monoport.client.front import Credentials, Front
-from monoport.client.localproxy import LocalProxy, Wrapping, listen
+from monoport.client.localproxy import LocalProxy, Wrapping, listen, listen_unix
 from monoport.client.names import Address
 from monoport.client.profile import Home, Profile
 from monoport.errors import Failure
@@ -53,15 +53,32 @@ async def connect(
         program = _program(protocol, environment)
         wrapping = Wrapping(Front(profile), protocol.alpn[0], login.credentials)
         wrapping.context()
-        proxy = LocalProxy(wrapping, listen(ANY_PORT, lends_identity=True), report)
-        words = {"host": proxy.address.host, "port": str(proxy.address.port), **chosen}
-        command = [program, *(word.format(**words) for word in protocol.shell.arguments), *arguments]
+        proxy, where = _listening(protocol, wrapping, Path(folder), report)
+        words = where | chosen
+        escaped = {name: _escaped(value, protocol.shell.escaped) for name, value in words.items()}
+        command = [program, *(word.format(**escaped) for word in protocol.shell.arguments), *arguments]
         extra = {key: value.format(**words) for key, value in protocol.shell.environment}
         async with asyncio.TaskGroup() as group:
             serving = group.create_task(proxy.serve())
             status = await run(command, {**environment, **extra})
             serving.cancel()
     return status
+
+
+def _listening(
+    protocol: Description, wrapping: Wrapping, folder: Path, report: Callable[[str], None]
+) -> tuple[LocalProxy, dict[str, str]]:
+    """A local proxy for one program: on a socket in our private folder, where only the user gets at it, if it can."""
+    if protocol.shell.socket:
+        port = str(protocol.default_port)
+        sockets = listen_unix(folder / protocol.shell.socket.format(port=port))
+        return LocalProxy(wrapping, sockets, report), {"host": str(folder), "port": port}
+    proxy = LocalProxy(wrapping, listen(ANY_PORT, lends_identity=True), report)
+    return proxy, {"host": proxy.address.host, "port": str(proxy.address.port)}
+
+
+def _escaped(value: str, characters: str) -> str:
+    return "".join("\\" + char if char in characters else char for char in value)
 
 
 def _chosen(protocol: Description, user: str, database: str) -> dict[str, str]:

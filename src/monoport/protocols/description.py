@@ -19,6 +19,8 @@ class Shell:
     arguments: tuple[str, ...]
     environment: tuple[tuple[str, str], ...] = ()
     install: str = ""  # what to tell a user who has not got it
+    escaped: str = ""  # characters that take a backslash before them where a name is filled in
+    socket: str = ""  # file name of a Unix socket in the folder that {host} then is, "" if the client knows none
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,8 +23,10 @@ PROTOCOL = Description(
     engine="monoport.agents.database.postgres",
     shell=Shell(
         program="psql",
-        arguments=("host={host} port={port} user={user} dbname={database} sslmode=disable",),
+        arguments=("host='{host}' port={port} user='{user}' dbname='{database}' sslmode=disable",),
         install="apt-get install postgresql-client",
+        escaped="\\'",
+        socket=".s.PGSQL.{port}",
     ),
     aliases=("postgresql",),
 )

@@ -1,0 +1,177 @@
+"""Database clients through a local proxy of their own, and programs in the foreground."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+from monoport.client.databases import Wanted, find, logins, logout
+from monoport.client.foreground import run
+from monoport.client.profile import Home
+from monoport.client.shell import Forward, connect, forward
+from monoport.errors import Failure
+
+from .conftest import Cas, database_login, server_context, signed_in
+from .test_localproxy import ALPN, Database, upper
+
+PSQL = f"""#!{sys.executable}
+import pathlib, re, socket, stat, sys
+found = dict(re.findall(r"(\\w+)='?((?:\\\\.|[^'\\\\ ])*)'?", sys.argv[1]))
+path = f"{{found['host']}}/.s.PGSQL.{{found['port']}}"
+client = socket.socket(socket.AF_UNIX)
+client.connect(path)
+client.sendall(b"hello")
+client.shutdown(socket.SHUT_WR)
+answer = b""
+while data := client.recv(100):
+    answer += data
+mode = oct(stat.S_IMODE(pathlib.Path(found["host"]).stat().st_mode))
+pathlib.Path(sys.argv[2]).write_text("\\n".join([sys.argv[1], mode, answer.decode()]))
+sys.exit(7)
+"""
+
+
+@pytest.fixture
+def programs(tmp_path: Path) -> Path:
+    """A folder for PATH with a psql that is ours."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    program = folder / "psql"
+    program.write_text(PSQL)
+    program.chmod(0o755)
+    return folder
+
+
+async def test_the_program_reaches_the_database_over_a_private_socket_and_its_status_is_returned(
+    home: Home, cas: Cas, programs: Path, tmp_path: Path
+) -> None:
+    database = Database(upper)
+    async with database.running(server_context(cas, alpn=ALPN)) as port:
+        profile = signed_in(home, cas, port)
+        database_login(home, cas, profile, "orders", db_user="o'neil \\", database="shop")
+        async with asyncio.timeout(30):
+            status = await connect(
+                home,
+                profile,
+                Wanted("orders"),
+                [str(tmp_path / "said")],
+                report=pytest.fail,
+                environment={"PATH": str(programs)},
+            )
+    words, mode, answer = (tmp_path / "said").read_text().splitlines()
+    assert status == 7
+    assert answer == "HELLO"
+    assert mode == "0o700"
+    assert "user='o\\'neil \\\\' dbname='shop' sslmode=disable" in words
+    assert database.certificates[0] is not None
+    folder = words.split("host='")[1].split("'")[0]
+    assert not os.path.exists(folder)  # noqa: ASYNC240 # nothing else runs in this loop any more
+
+
+async def test_a_missing_program_is_named_with_how_to_get_it(home: Home, cas: Cas, tmp_path: Path) -> None:
+    profile = signed_in(home, cas, 1)
+    database_login(home, cas, profile, "orders", db_user="alice", database="shop")
+    with pytest.raises(Failure, match="psql is not installed: apt-get install postgresql-client"):
+        await connect(home, profile, Wanted("orders"), report=pytest.fail, environment={"PATH": str(tmp_path)})
+
+
+@pytest.mark.parametrize(
+    ("user", "database", "says"), [("", "shop", "--db-user=USER"), ("alice", "", "--db-name=DATABASE")]
+)
+async def test_what_must_be_chosen_is_asked_for(
+    home: Home, cas: Cas, programs: Path, user: str, database: str, says: str
+) -> None:
+    profile = signed_in(home, cas, 1)
+    database_login(home, cas, profile, "orders", db_user=user, database=database)
+    with pytest.raises(Failure, match=says):
+        await connect(home, profile, Wanted("orders"), report=pytest.fail, environment={"PATH": str(programs)})
+
+
+async def test_a_local_proxy_says_where_it_listens_and_stops_at_a_signal(home: Home, cas: Cas) -> None:
+    said: list[str] = []
+    async with Database(upper).running(server_context(cas, alpn=ALPN)) as port:
+        profile = signed_in(home, cas, port)
+        database_login(home, cas, profile, "orders")
+        async with asyncio.timeout(30), asyncio.TaskGroup() as group:
+            listening = asyncio.Event()
+
+            def announce(line: str) -> None:
+                said.append(line)
+                listening.set()
+
+            group.create_task(
+                forward(
+                    home,
+                    profile,
+                    Forward(Wanted("orders"), "127.0.0.1:0", tunnel=True),
+                    announce=announce,
+                    report=pytest.fail,
+                )
+            )
+            await listening.wait()
+            local = int(said[0].split("127.0.0.1:")[1].split(" ")[0])
+            reader, writer = await asyncio.open_connection("127.0.0.1", local)
+            writer.write(b"a")
+            assert await reader.readexactly(1) == b"A"
+            writer.close()
+            os.kill(os.getpid(), signal.SIGTERM)
+    assert "PostgreSQL database orders of example.com" in said[0]
+    assert "acts as you" in said[1]
+
+
+async def test_a_wide_listener_is_refused_before_anything_is_asked_of_the_cluster(home: Home, cas: Cas) -> None:
+    profile = signed_in(home, cas, 1)
+    with pytest.raises(Failure, match="--share-identity"):
+        await forward(
+            home, profile, Forward(Wanted("orders"), "0.0.0.0:0", tunnel=True), announce=pytest.fail, report=pytest.fail
+        )
+
+
+def test_logins_on_disk(home: Home, cas: Cas) -> None:
+    profile = signed_in(home, cas, 1)
+    database_login(home, cas, profile, "orders", db_user="alice")
+    path = database_login(home, cas, profile, "stock")
+    stranger = home.keys(profile).database("example.com", "strange")
+    stranger.write_text("not a certificate")
+    renamed = home.keys(profile).database("example.com", "renamed")
+    renamed.write_bytes(path.read_bytes())
+    assert [each.destination.name for each in logins(home, profile)] == ["orders", "stock"]
+    found = find(home, profile, "orders")
+    assert found is not None
+    assert found.destination.user == "alice"
+    assert Wanted("orders", "alice").met_by(found)
+    assert Wanted("orders").met_by(found)
+    assert not Wanted("orders", "bob").met_by(found)
+    assert not Wanted("stock").met_by(found)
+    assert logout(home, profile, "orders") == ["orders"]
+    assert find(home, profile, "orders") is None
+    with pytest.raises(Failure, match="not logged in to a database 'orders'"):
+        logout(home, profile, "orders")
+    assert logout(home, profile) == ["renamed", "stock", "strange"]
+
+
+@pytest.mark.parametrize(("script", "status"), [("exit 5", 5), ("kill -KILL $$", 137), ("true", 0)])
+async def test_the_foreground_program_gives_its_status(script: str, status: int) -> None:
+    assert await run(["/bin/sh", "-c", script], os.environ) == status
+
+
+async def test_signals_for_us_reach_the_program() -> None:
+    reading, writing = os.pipe()
+    script = f"trap 'exit 42' TERM; echo x >&{writing}; while :; do sleep 0.05; done"
+
+    def send() -> None:
+        os.read(reading, 1)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    os.set_inheritable(writing, True)
+    async with asyncio.timeout(30), asyncio.TaskGroup() as group:
+        group.create_task(asyncio.to_thread(send))
+        command = ["/bin/sh", "-c", script.replace(f"&{writing}", f"/proc/{os.getpid()}/fd/{writing}")]
+        assert await run(command, os.environ) == 42
+    os.close(reading)
+    os.close(writing)
