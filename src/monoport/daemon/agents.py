@@ -23,6 +23,7 @@ from monoport.auth.client import AuthError
 from monoport.config import Config
 from monoport.daemon.member import Member
 from monoport.errors import Failure
+from monoport.net.stream import Stream
 from monoport.tunnel.agent import Agent, Handler, Proxy
 
 HEARTBEAT = 15.0  # seconds, up to a fifth less: the inventory forgets a node after 60
@@ -56,18 +57,24 @@ def roles(config: Config) -> list[str]:
     return [role for role, on in (("node", config.ssh_service.enabled), ("db", config.db_service.enabled)) if on]
 
 
-def make(config: Config, member: Member) -> Service:
-    """The agent of a member's role."""
+Connect = Callable[[], Awaitable[Stream]]
+
+
+def make(config: Config, member: Member, connect: Connect | None = None) -> Service:
+    """The agent of a member's role.
+
+    connect: opens the transport of its tunnel; TLS to the proxy's port by default.
+    """
     match member.role:
         case "node":
-            return _node(config, member)
+            return _node(config, member, connect)
         case "db":
-            return _databases(config, member)
+            return _databases(config, member, connect)
         case other:
             raise Failure(f"there is no agent for the role {other}")
 
 
-def _node(config: Config, member: Member) -> Service:
+def _node(config: Config, member: Member, connect: Connect | None) -> Service:
     host_id = member.host.host_id
     node = Node(
         metadata=Metadata(name=host_id, labels=dict(config.ssh_service.labels)),
@@ -83,21 +90,22 @@ def _node(config: Config, member: Member) -> Service:
                 _log.warning("heartbeat failed", node=config.teleport.nodename, reason=str(error))
             await asyncio.sleep(HEARTBEAT * (1 - random.random() / 5))  # noqa: S311 # jitter, not a secret
 
-    return Service(_agent(config, member, service.serve), beat, Leases(), member)
+    return Service(_agent(config, member, service.serve, connect), beat, Leases(), member)
 
 
-def _databases(config: Config, member: Member) -> Service:
+def _databases(config: Config, member: Member, connect: Connect | None) -> Service:
     leases = Leases()
     databases = config.db_service.databases
     service = Databases(member.host.host_id, databases, member.cache, member.client, member.audit, leases=leases)
-    return Service(_agent(config, member, service.serve), service.run, leases, member)
+    return Service(_agent(config, member, service.serve, connect), service.run, leases, member)
 
 
-def _agent(config: Config, member: Member, handler: Handler) -> Agent:
+def _agent(config: Config, member: Member, handler: Handler, connect: Connect | None) -> Agent:
     address = config.teleport.proxy_server
     if address is not None:
         proxy = Proxy(address.host, address.port)
     else:
         own = config.proxy_service.web_listen_addr
         proxy = Proxy("127.0.0.1" if own.host in ANY else own.host, own.port)
-    return Agent(proxy, member.host.host_id, lambda: member.host.key, lambda: member.cache.cas, handler)
+    host = member.host
+    return Agent(proxy, host.host_id, lambda: host.key, lambda: member.cache.cas, handler, connect=connect)
