@@ -129,7 +129,7 @@ async def test_forty_sessions_at_once(world, path):
 async def test_refusals_are_one_line(world, path):
     async with path.open() as port:
         unknown = await world.run("ssh", *path.command(port), "nowhere", "id")
-        other = await world.run("ssh", "-l", "daemon", *path.command(port), "web", "id")
+        other = await world.run("ssh", "-oLogLevel=INFO", "-ldaemon", *path.command(port), "web", "id")
     assert unknown.status == other.status == 255
     assert b"login daemon is not allowed" in other.err
 

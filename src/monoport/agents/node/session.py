@@ -24,9 +24,8 @@ from monoport.agents.node.pump import Sink, Source
 from monoport.audit.log import Log
 from monoport.tunnel.link import ServerLink
 
-PIPE = (
-    262_144  # bytes of a child's pipe: fewer wake-ups than the kernel's 64 KiB, the limit of what waits in a direction
-)
+PIPE = 262_144  # bytes of a child's pipe: fewer wake-ups than 64 KiB, and the limit of what waits in a direction
+MAX_TERM = 64  # characters of a terminal's name; terminfo's longest are thirty
 # RFC 4254 section 6.10, less those that a client has no business with
 SIGNALS = ("ABRT", "ALRM", "FPE", "HUP", "ILL", "INT", "KILL", "PIPE", "QUIT", "SEGV", "TERM", "USR1", "USR2")
 _BREAK = 0  # tcsendbreak's usual length
@@ -83,7 +82,8 @@ class Session(asyncssh.SSHServerSession[bytes]):
         except (OSError, termios.error) as error:
             self._host.log.warning("no terminal", error=str(error))
             return False
-        self._term = term_type or "dumb"  # a client without TERM wants its terminal too
+        # a client without TERM wants its terminal too
+        self._term = term_type if term_type.isprintable() and 0 < len(term_type) <= MAX_TERM else "dumb"
         return True
 
     def terminal_size_changed(self, width: int, height: int, pixwidth: int, pixheight: int) -> None:
