@@ -1,6 +1,7 @@
-"""The server's opening: our key in place of its own, one version for both sides, nothing behind ReadyForQuery touched."""
+"""The server's opening: our key for its own, one version for both sides, nothing behind ReadyForQuery touched."""
 
 import struct
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -25,7 +26,7 @@ ROWS = message(b"D", b"\0\1\0\0\0\4rows") + backend_key_data(1, b"not!")
 
 def split(machine: Backend, data: bytes, places: list[int]) -> bytes:
     cuts = sorted({0, len(data), *places})
-    return b"".join(machine.receive(data[a:b]) for a, b in zip(cuts, cuts[1:], strict=False))
+    return b"".join(machine.receive(data[a:b]) for a, b in pairwise(cuts))
 
 
 def test_key_is_replaced_whatever_the_split() -> None:

@@ -1,6 +1,7 @@
 """PostgreSQL's opening on the proxy's side."""
 
 import struct
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -42,7 +43,7 @@ def run(machine: PostgresFront, chunks: list[bytes]) -> list[Step]:
 def test_every_split_of_an_opening_leads_to_the_same_login(cuts: list[int]) -> None:
     data = GSS_REQUEST + SSL_REQUEST + STARTUP
     places = sorted({0, len(data), *(cut % len(data) for cut in cuts)})
-    chunks = [data[a:b] for a, b in zip(places, places[1:], strict=False)]
+    chunks = [data[a:b] for a, b in pairwise(places)]
     steps = run(front(Secured.CERTIFIED), chunks)
     assert steps == [Send(b"N"), Send(b"N"), Login("bob", "orders", STARTUP, 4)]
 
