@@ -14,6 +14,7 @@ import ssl
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,7 @@ class Cluster:
         self.config = config
         self.auth = local
         self.audit = MemoryLog()
+        self.services: list[agents.Service] = []
         self._stack = stack
         self._sources = itertools.count(40_000)
 
@@ -175,6 +177,7 @@ class Cluster:
         config = parse(f"version: v3\n{teleport}\n{section}\n", "agent.yaml")
         joined = await self._member(role, config)
         service = agents.make(config, joined, connect=lambda: self.tls(alpn))
+        self.services.append(service)
         await self._run(service.run())
         async with asyncio.timeout(PATIENCE):
             await service.agent.connected.wait()
@@ -196,7 +199,13 @@ class Cluster:
         group = await self._stack.enter_async_context(asyncio.TaskGroup())
         self._stack.callback(group.create_task(work).cancel)
 
-    # what has happened
+    # what happens
+
+    def sweep(self, now: datetime) -> None:
+        """The daemon's ticker, at a time of the story's choice: what has expired or is locked then, ends."""
+        self.proxy.sweep(now)
+        for service in self.services:
+            service.sweep(now)
 
     async def until(self, true: Callable[[], object]) -> None:
         """Wait until the proxy, told so by its watch, knows of something."""
