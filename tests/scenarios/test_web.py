@@ -19,6 +19,13 @@ async def test_the_web_is_what_the_public_name_leads_to(cluster: Cluster, alpn: 
     assert found["proxy"]["tls_routing_enabled"] is True
 
 
+async def test_the_web_by_any_other_name_that_nobody_has(cluster: Cluster) -> None:
+    """A load balancer's health check knows the address alone; no client that verifies would go on."""
+    probe = await connect_tls(cluster.connect(), blind_context(), server_hostname="192.0.2.1")
+    (row,) = cluster.proxy.connections.rows()
+    assert (row["kind"], row["server_name"], probe.selected_alpn) == ("web", None, "http/1.1")
+
+
 @pytest.mark.parametrize(
     "alpn", [(), ("http/1.1", "h2"), ("teleport-proxy-ssh",)], ids=["none", "kubectl's", "another"]
 )
