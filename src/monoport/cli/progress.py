@@ -1,11 +1,12 @@
 """A note at the terminal for what takes longer than a moment.
 
-Belongs here: when to say something and where. What is said, the command knows.
+Belongs here: when to say something and where. What is said, the caller knows.
 """
 
 import asyncio
 import sys
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 Result = TypeVar("Result")
@@ -13,21 +14,29 @@ Result = TypeVar("Result")
 PATIENCE = 1.0  # seconds after which people begin to wonder
 
 
-def wait_noting(coroutine: Coroutine[Any, Any, Result], note: str) -> Result:
-    """Runs a coroutine to its end; says `note` on stderr, at a terminal, if that takes over a second."""
+@contextmanager
+def noting(what: str) -> Iterator[None]:
+    """Says `what` on stderr, if that is a terminal and the body takes over a second; needs a running loop."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    timer = asyncio.get_running_loop().call_later(PATIENCE, _say, what)
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def wait_noting(coroutine: Coroutine[Any, Any, Result], what: str) -> Result:
+    """Runs a coroutine to its end under a note."""
 
     async def noted() -> Result:
-        if not sys.stderr.isatty():
+        with noting(what):
             return await coroutine
-        timer = asyncio.get_running_loop().call_later(PATIENCE, _say, note)
-        try:
-            return await coroutine
-        finally:
-            timer.cancel()
 
     return asyncio.run(noted())
 
 
-def _say(note: str) -> None:
-    sys.stderr.write(f"{note} ...\n")
+def _say(what: str) -> None:
+    sys.stderr.write(f"{what} ...\n")
     sys.stderr.flush()

@@ -67,13 +67,14 @@ def login(
 ) -> None:
     """Log in. The password is asked at a terminal, else it is the first line of standard input."""
     from monoport.cli.password import read_password
+    from monoport.cli.progress import noting
     from monoport.client.session import Wanted, sign_in
 
     if ca_pin and insecure:
         raise click.UsageError("--ca-pin and --insecure exclude each other")
     wanted = Wanted(proxy, user, ca_pin, insecure, ttl, ssh_setup=not no_ssh_setup)
     home = Home.of()
-    profile = wait(sign_in(home, wanted, read_password, warn))
+    profile = wait(sign_in(home, wanted, read_password, warn, busy=noting))
     _print_profile(home, profile)
 
 
@@ -151,10 +152,11 @@ def list_nodes(proxy: str | None, output: str) -> None:
 @click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="[OPTIONS OF ssh] [LOGIN@]HOST [COMMAND]...")
 def ssh(proxy: str | None, words: tuple[str, ...]) -> int:
     """Run a shell or a command on a server, with the options of ssh(1). Its exit status is the command's own."""
+    from monoport.cli.progress import noting
     from monoport.client.nodes import run_ssh
 
     home = Home.of()
-    return wait(run_ssh(home, _chosen(home, proxy, words), words, report=warn))
+    return wait(run_ssh(home, _chosen(home, proxy, words), words, report=warn, busy=noting))
 
 
 @tsh.command(context_settings=_PASS, short_help="Copy files to and from servers.")
@@ -162,10 +164,11 @@ def ssh(proxy: str | None, words: tuple[str, ...]) -> int:
 @click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="[OPTIONS OF scp] SOURCE... DESTINATION")
 def scp(proxy: str | None, words: tuple[str, ...]) -> int:
     """Copy files to and from servers, with the options of scp(1): tsh scp -r site/ alice@web:/srv/."""
+    from monoport.cli.progress import noting
     from monoport.client.nodes import run_scp
 
     home = Home.of()
-    return wait(run_scp(home, _chosen(home, proxy, words), words, report=warn))
+    return wait(run_scp(home, _chosen(home, proxy, words), words, report=warn, busy=noting))
 
 
 def _chosen(home: Home, proxy: str | None, words: tuple[str, ...]) -> Profile:
@@ -306,11 +309,12 @@ def db_logout(proxy: str | None, name: str | None) -> None:
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="[-- OPTIONS OF THE CLIENT]...")
 def db_connect(proxy: str | None, db_user: str, db_name: str, name: str, arguments: tuple[str, ...]) -> int:
     """Open a database's own client, such as psql; its exit status is ours. Words behind -- are the client's."""
+    from monoport.cli.progress import noting
     from monoport.client.databases import Wanted
     from monoport.client.shell import connect
 
     home = Home.of()
-    return wait(connect(home, home.choose(proxy), Wanted(name, db_user, db_name), arguments, report=warn))
+    return wait(connect(home, home.choose(proxy), Wanted(name, db_user, db_name), arguments, report=warn, busy=noting))
 
 
 if __name__ == "__main__":

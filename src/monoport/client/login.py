@@ -17,6 +17,7 @@ from monoport.auth.authorities import AuthorityError, TrustedCas
 from monoport.auth.authorities import pin as pin_of
 from monoport.auth.keys import KeyPair, generate
 from monoport.client import files, keys
+from monoport.client.busy import Busy, quiet
 from monoport.client.chain import anchor
 from monoport.client.front import BOOTSTRAP, HTTP_ALPN, NotTrusted, blind_context, cluster_context, dial, web_context
 from monoport.client.knownhosts import known_hosts_line
@@ -55,7 +56,7 @@ class Verified:
 Warn = Callable[[str], None]
 
 
-async def login(home: Home, request: Request, password: Callable[[], str], warn: Warn) -> Profile:
+async def login(home: Home, request: Request, password: Callable[[], str], warn: Warn, busy: Busy = quiet) -> Profile:
     """Logs in, writes the user's files, and makes this profile the current one.
 
     Args:
@@ -63,13 +64,15 @@ async def login(home: Home, request: Request, password: Callable[[], str], warn:
         request: where, and who.
         password: called once, when the server has been verified.
         warn: called with one line for each thing that the user should know.
+        busy: announces what takes a while.
 
     Raises:
         Failure: not trusted, refused, or an answer that makes no sense.
     """
     file_name(request.user, "user")
     known = home.load(request.proxy.host)
-    verified = await _verify(request, known)
+    with busy(f"connecting to {request.proxy}"):
+        verified = await _verify(request, known)
     async with verified.stream:
         api = WebApi(verified.stream, verified.name)
         ping = await api.get("/webapi/ping")
@@ -83,7 +86,8 @@ async def login(home: Home, request: Request, password: Callable[[], str], warn:
         }
         if request.ttl:
             body["ttl"] = request.ttl
-        answer = await api.post("/webapi/login", body)
+        with busy(f"logging in at {request.proxy}"):
+            answer = await api.post("/webapi/login", body)
     grant = _read_grant(answer, pair, request.user)
     profile = _profile(request, verified, ping, grant)
     _write(home, profile, pair, grant, verified.anchor)

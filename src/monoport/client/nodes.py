@@ -8,6 +8,7 @@ import getpass
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from monoport.client.busy import Busy, quiet
 from monoport.client.front import Front
 from monoport.client.openssh import open_ssh
 from monoport.client.profile import Home, Profile
@@ -28,7 +29,7 @@ async def nodes(home: Home, profile: Profile) -> list[dict[str, Any]]:
     return [{"name": node.spec.hostname, "id": node.name, "labels": dict(node.metadata.labels)} for node in found]
 
 
-async def run_ssh(home: Home, profile: Profile, words: Sequence[str], *, report: Report) -> int:
+async def run_ssh(home: Home, profile: Profile, words: Sequence[str], *, report: Report, busy: Busy = quiet) -> int:
     """`tsh ssh`: returns the remote command's exit status, 255 where ssh itself failed.
 
     Raises:
@@ -38,10 +39,12 @@ async def run_ssh(home: Home, profile: Profile, words: Sequence[str], *, report:
     asked = ssh_words(words)
     login = pick_login(asked.login, profile.logins, getpass.getuser())
     arguments = [*asked.options, "-l", login, "--", asked.host, *asked.command]
-    return await open_ssh(home, Front(profile), "ssh", [asked.host], login=login, arguments=arguments, report=report)
+    return await open_ssh(
+        home, Front(profile), "ssh", [asked.host], login=login, arguments=arguments, report=report, busy=busy
+    )
 
 
-async def run_scp(home: Home, profile: Profile, words: Sequence[str], *, report: Report) -> int:
+async def run_scp(home: Home, profile: Profile, words: Sequence[str], *, report: Report, busy: Busy = quiet) -> int:
     """`tsh scp`: returns scp's exit status.
 
     Raises:
@@ -53,4 +56,6 @@ async def run_scp(home: Home, profile: Profile, words: Sequence[str], *, report:
     paths = (with_login(path, logins.get("", "")) for path in asked.paths)
     arguments = [*asked.options, "--", *paths]
     first = next(iter(logins.values()))
-    return await open_ssh(home, Front(profile), "scp", asked.hosts, login=first, arguments=arguments, report=report)
+    return await open_ssh(
+        home, Front(profile), "scp", asked.hosts, login=first, arguments=arguments, report=report, busy=busy
+    )

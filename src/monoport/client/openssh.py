@@ -14,10 +14,12 @@ import socket
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from monoport.client import fdpass
+from monoport.client.busy import Busy, quiet
 from monoport.client.foreground import run
 from monoport.client.front import Front
 from monoport.client.profile import Home, UserFiles
@@ -85,6 +87,7 @@ async def open_ssh(
     login: str,
     arguments: Sequence[str],
     report: Callable[[str], None],
+    busy: Busy = quiet,
     environment: Mapping[str, str] = os.environ,
 ) -> int:
     """Runs `ssh`, `scp` or `sftp` with the cluster's nodes within its reach, and returns its exit status.
@@ -97,6 +100,7 @@ async def open_ssh(
         login: the login on them, for the proxy's own check.
         arguments: the program's words behind our options.
         report: called with one line for each node that cannot be reached.
+        busy: announces the way to the nodes.
         environment: of the program.
 
     Raises:
@@ -108,10 +112,12 @@ async def open_ssh(
     paths = home.keys(front.profile)
     with tempfile.TemporaryDirectory(prefix="tsh-ssh-") as folder:
         socket_path = Path(folder) / "dial"
-        async with proxy_link(front, paths, login) as link:
-            dialer = Dialer(link, login, report)
-            for host in dict.fromkeys(hosts):
-                await dialer.prepare(host)
+        async with AsyncExitStack() as stack:
+            with busy(f"connecting to {', '.join(dict.fromkeys(hosts))} through {front.profile.proxy}"):
+                link = await stack.enter_async_context(proxy_link(front, paths, login))
+                dialer = Dialer(link, login, report)
+                for host in dict.fromkeys(hosts):
+                    await dialer.prepare(host)
             command = [path, *_options(paths, socket_path), *arguments]
             async with asyncio.TaskGroup() as group:
                 serving = group.create_task(_accept(socket_path, dialer))

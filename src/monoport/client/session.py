@@ -13,6 +13,7 @@ from typing import Any
 from monoport.access.duration import parse_duration
 from monoport.auth.authorities import pin
 from monoport.client import databases, sshsetup
+from monoport.client.busy import Busy, quiet
 from monoport.client.login import Request, Warn, login
 from monoport.client.names import Address
 from monoport.client.profile import Home, Profile
@@ -36,7 +37,9 @@ async def sign_in(
     wanted: Wanted,
     password: Callable[[], str],
     warn: Warn,
+    *,
     environment: Mapping[str, str] = os.environ,
+    busy: Busy = quiet,
 ) -> Profile:
     """Logs in, renews what earlier logins at this proxy left, and sets plain ssh up unless told not to.
 
@@ -46,6 +49,7 @@ async def sign_in(
         password: called once, when the server has been verified.
         warn: called with one line for each thing that the user should know.
         environment: for `~` and the agent.
+        busy: announces what takes a while.
 
     Raises:
         Failure: not logged in, and nothing was changed.
@@ -59,9 +63,10 @@ async def sign_in(
         raise Failure("where? tsh login --proxy=HOST:PORT --user=NAME")
     user = wanted.user or (known.user if known else getpass.getuser())
     request = Request(address, user, wanted.ca_pin, wanted.insecure, _seconds(wanted.ttl))
-    profile = await login(home, request, password, warn)
+    profile = await login(home, request, password, warn, busy)
     try:
-        await databases.renew(home, profile, warn)
+        with busy("renewing your database logins"):
+            await databases.renew(home, profile, warn)
     except Failure as error:
         warn(f"your database logins were not renewed: {error}")
     if wanted.ssh_setup:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from monoport.client import databases
+from monoport.client.busy import Busy, quiet
 from monoport.client.foreground import run, until_stopped
 from monoport.client.front import Credentials, Front
 from monoport.client.localproxy import LocalProxy, Wrapping, listen, listen_unix
@@ -31,6 +32,7 @@ async def connect(
     arguments: Sequence[str] = (),
     *,
     report: Callable[[str], None],
+    busy: Busy = quiet,
     environment: Mapping[str, str] = os.environ,
 ) -> int:
     """Runs the database's client through an on-demand local proxy and returns its exit status.
@@ -41,13 +43,15 @@ async def connect(
         wanted: which database, and whom to be in it.
         arguments: further words for the program.
         report: called with one line for each connection that could not be joined.
+        busy: announces asking the cluster.
         environment: of the program.
 
     Raises:
         Failure: unknown, refused, the user must choose, or the program is not installed.
     """
     with tempfile.TemporaryDirectory(prefix="tsh-db-") as folder:
-        login = await databases.borrow(home, profile, Path(folder), wanted)
+        with busy(f"asking {profile.proxy} for database {wanted.name}"):
+            login = await databases.borrow(home, profile, Path(folder), wanted)
         protocol = databases.protocol_of(login.destination)
         chosen = _chosen(protocol, login.destination.user or wanted.user, login.destination.database or wanted.database)
         program = _program(protocol, environment)

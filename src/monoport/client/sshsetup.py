@@ -34,7 +34,7 @@ async def tear_down(home: Home, profile: Profile, environment: Mapping[str, str]
     others = (each for each in home.profiles() if each.proxy.host != profile.proxy.host)
     if not any(each.cluster == profile.cluster for each in others):
         forget_hosts(home, user_known_hosts(environment), profile.cluster)
-    await remove_from_agent(profile, environment)
+    await remove_from_agent(home, profile, environment)
 
 
 async def add_to_agent(home: Home, profile: Profile, environment: Mapping[str, str]) -> bool:
@@ -58,9 +58,15 @@ async def add_to_agent(home: Home, profile: Profile, environment: Mapping[str, s
     return await _with_agent(environment, change)
 
 
-async def remove_from_agent(profile: Profile, environment: Mapping[str, str]) -> bool:
-    """Removes what a login added to the running ssh-agent; returns False if no agent is running."""
-    return await _with_agent(environment, lambda agent: _drop(agent, profile))
+async def remove_from_agent(home: Home, profile: Profile, environment: Mapping[str, str]) -> bool:
+    """Removes what this login added to the running ssh-agent; returns False if no agent is running."""
+    path = home.keys(profile).ssh_certificate
+    ours = asyncssh.read_certificate(path).public_data if path.is_file() else None
+
+    async def change(agent: asyncssh.SSHAgentClient) -> None:
+        await _drop(agent, profile, ours)
+
+    return await _with_agent(environment, change)
 
 
 async def _with_agent(
@@ -84,8 +90,10 @@ async def _with_agent(
     return True
 
 
-async def _drop(agent: asyncssh.SSHAgentClient, profile: Profile) -> None:
-    ours = [key for key in await agent.get_keys() if key.get_comment() == _comment(profile)]
+async def _drop(agent: asyncssh.SSHAgentClient, profile: Profile, certificate: bytes | None = None) -> None:
+    """Removes what is marked as this user's; where a certificate is given, only that one."""
+    marked = [key for key in await agent.get_keys() if key.get_comment() == _comment(profile)]
+    ours = [key for key in marked if certificate in (None, key.public_data)]
     if ours:
         await agent.remove_keys(ours)
 
