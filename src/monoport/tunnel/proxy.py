@@ -98,6 +98,7 @@ class _AgentServer(asyncssh.SSHServer):
 
     def vouched(self, certificate: bytes, name: str) -> bool:
         """Whether the host CA vouches for an agent of that name; the caller checks the signature."""
+        self.identity = None
         try:
             identity = from_ssh(certificate, self._inventory.cas, self._now())
         except IdentityError as error:

@@ -1,9 +1,12 @@
 """Requests that a node never serves, and what is written about them."""
 
+import signal
+
 import asyncssh
 import pytest
 from asyncssh.packet import Boolean, String, UInt32
 
+from monoport.errors import Failure
 from monoport.tunnel.channel import ChannelSession
 
 
@@ -54,14 +57,36 @@ async def test_a_command_that_no_program_can_take(world):
     assert "too long" in long.stderr
 
 
-async def test_nothing_goes_on_where_it_cannot_be_recorded(world, monkeypatch):
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), Failure("the spool is full")])
+async def test_nothing_goes_on_where_it_cannot_be_recorded(world, monkeypatch, error):
     async def full(kind, /, **fields):
-        raise OSError(28, "No space left on device")
+        raise error
 
     async with world.connected() as client:
         monkeypatch.setattr(world.audit, "emit", full)
         found = await client.run("touch ~/went-on")
+        with pytest.raises(asyncssh.ChannelOpenError):
+            await client.create_connection(ChannelSession, "127.0.0.1", 1)
         monkeypatch.undo()
         after = await client.run("ls ~/went-on")
     assert found.exit_status == 254
     assert after.exit_status == 2
+
+
+async def test_a_client_that_asks_on_and_on_is_sent_away(world):
+    async with world.connected() as client:
+        for _ in range(65):
+            with pytest.raises((asyncssh.ChannelListenError, asyncssh.DisconnectError)):
+                await client.create_server(lambda *_: ChannelSession(), "127.0.0.1", 0)
+        await client.wait_closed()
+    assert len(world.events("session.deny")) == 64
+
+
+async def test_signals_that_the_agent_ignores_are_the_programs_own_again(world):
+    before = signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+    try:
+        async with world.connected() as client:
+            found = await client.run("grep SigIgn /proc/self/status")
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+    assert int(found.stdout.split()[1], 16) == 0

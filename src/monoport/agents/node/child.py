@@ -100,7 +100,9 @@ def become(order: Order) -> None:
         os.initgroups(order.login, order.gid)
         os.setresgid(order.gid, order.gid, order.gid)
         os.setresuid(order.uid, order.uid, order.uid)
-    if os.getresuid() != (order.uid,) * 3 or os.getresgid() != (order.gid,) * 3:
+        if os.getresgid() != (order.gid,) * 3:
+            raise PermissionError(f"cannot take the group of {order.login}")
+    if os.getresuid() != (order.uid,) * 3:
         raise PermissionError(f"cannot become {order.login}")
     os.umask(UMASK)
     try:
@@ -130,7 +132,7 @@ def _take_terminal(order: Order) -> None:
 
 def _run(order: Order) -> Never:
     # Python ignores some signals, and the agent's limit of descriptors is a server's: the user's program gets neither
-    for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM):
+    for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
         signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -21,6 +21,7 @@ from monoport.agents.node import account, forwarding
 from monoport.agents.node.account import Account, AccountError
 from monoport.agents.node.session import Host, Session
 from monoport.audit.log import Log
+from monoport.errors import Failure
 from monoport.net.sockets import SocketStream
 from monoport.tunnel import link
 from monoport.tunnel.channel import ChannelSession, join
@@ -29,6 +30,7 @@ SESSIONS = 10  # sshd's MaxSessions
 FORWARDED = 256  # forwarded connections at one time: a browser behind `ssh -D` opens dozens
 CERTIFICATE = b"-cert-v01@openssh.com"  # ends the type of every OpenSSH certificate (PROTOCOL.certkeys)
 MAX_TYPE = 64  # bytes at the beginning of a key, in which its type stands
+DENIALS = 64  # of one connection, each of which is an event on disk
 AGENT_CLIENTS = 32  # programs that talk to the forwarded agent at one time
 
 Starter = Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]
@@ -113,7 +115,7 @@ class NodeServer(asyncssh.SSHServer):
         self.source = source
         self._link: NodeLink | None = None
         self._refusals: set[str] = set()  # said once, although clients ask twice for every key
-        self._sessions = self._forwarded = 0
+        self._sessions = self._forwarded = self._denials = 0
         self._opener: forwarding.Opener | None = None
         self._accepting: asyncio.Task[None] | None = None
         self.admission: Admission | None = None
@@ -228,13 +230,16 @@ class NodeServer(asyncssh.SSHServer):
             _prohibit("port forwarding is not allowed")
         if self._forwarded >= FORWARDED:
             raise asyncssh.ChannelOpenError(asyncssh.OPEN_RESOURCE_SHORTAGE, f"more than {FORWARDED} connections")
-        await self._audit.emit("port.forward", **self._facts, target=target)
         self._forwarded += 1
         try:
+            await self._audit.emit("port.forward", **self._facts, target=target)
             found = await connect(self._open())
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, Failure) as error:
             self._forwarded -= 1
             raise asyncssh.ChannelOpenError(asyncssh.OPEN_CONNECT_FAILED, str(error)) from error
+        except BaseException:
+            self._forwarded -= 1
+            raise
         session = ChannelSession()
         _ = self._start(self._joined(session, found))
         return session
@@ -313,7 +318,11 @@ class NodeServer(asyncssh.SSHServer):
         return False
 
     async def denied(self, what: str, reason: str, **more: object) -> None:
-        """Record that something was asked for and refused."""
+        """Record that something was asked for and refused; a client that goes on and on is sent away."""
+        self._denials += 1
+        if self._denials > DENIALS and self._link is not None:
+            self._link.disconnect(asyncssh.DISC_BY_APPLICATION, f"more than {DENIALS} refused requests")
+            return
         self._log.info("refused", what=what, reason=reason, **more)
         await self._audit.emit("session.deny", **self._facts, what=what, reason=reason, **more)
 

@@ -22,6 +22,7 @@ from monoport.agents.node.account import Account, may_transfer
 from monoport.agents.node.process import Child
 from monoport.agents.node.pump import Sink, Source
 from monoport.audit.log import Log
+from monoport.errors import Failure
 from monoport.tunnel.link import ServerLink
 
 PIPE = 262_144  # bytes of a child's pipe: fewer wake-ups than 64 KiB, and the limit of what waits in a direction
@@ -162,7 +163,7 @@ class Session(asyncssh.SSHServerSession[bytes]):
             await host.audit.emit(event, **facts)
             self._child = self._spawn("sftp" if kind == "sftp" else "run", command)
             end = await self._until_over(self._child)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, Failure) as error:
             host.log.error("session not started", error=str(error))
             self._say(f"monoport: {error}\n", child.FAILED)
         finally:
