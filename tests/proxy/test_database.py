@@ -180,6 +180,33 @@ async def test_inner_tls_without_certificate(front: Front, cluster: Cluster) -> 
     assert front.world.tunnels.prefaces == []
 
 
+async def test_inner_tls_with_a_hosts_certificate(front: Front, cluster: Cluster) -> None:
+    context = ssl.create_default_context(cadata=cluster.trusted.host[0])
+    pair_ = cluster.proxy()
+    load_chain(context, pair_.certificate.decode(), pair_.key.decode())
+    async with front.client(None) as client:
+        await client.write(SSL_REQUEST)
+        assert await client.read_exactly(1) == b"S"
+        inner = await connect_tls(client, context, server_hostname="localhost")
+        with pytest.raises(ConnectionError):  # TLS 1.3 says so after the client's own part is done
+            await inner.read()
+    assert front.world.tunnels.prefaces == []
+    assert [turned.refusal.code for turned in front.connections.refusals] == ["handshake_failed"]
+
+
+async def test_a_certificate_that_tls_accepts_and_access_does_not(front: Front, cluster: Cluster) -> None:
+    context = ssl.create_default_context(cadata=cluster.trusted.host[0])
+    user = cluster.user()
+    load_chain(context, user.certificate, user.key)
+    front.door.cas = lambda: Cluster().trusted  # the CA was rotated away a moment ago
+    async with front.client(None) as client:
+        await client.write(SSL_REQUEST)
+        assert await client.read_exactly(1) == b"S"
+        inner = await connect_tls(client, context, server_hostname="localhost")
+        assert "certificate not accepted" in (await error(inner))["M"]
+    assert [turned.refusal.code for turned in front.connections.refusals] == ["identity_refused"]
+
+
 async def test_bytes_ahead_of_tls_are_never_read_as_if_inside(front: Front) -> None:
     async with front.client(None) as client:
         await client.write(SSL_REQUEST + STARTUP)
@@ -256,6 +283,8 @@ async def test_a_role_that_does_not_allow(front: Front, cluster: Cluster) -> Non
         told = await error(client)
         assert '"alice"' in told["M"]
         assert "role" not in told["M"], "which rule decided is for the log"
+    (turned,) = front.connections.refusals
+    assert turned.refusal.code == "database_denied"
     (denied,) = front.world.audit.events
     assert "role" in str(denied.fields["rule"])
 

@@ -13,19 +13,20 @@ from typing import Protocol, assert_never
 import structlog
 
 from monoport import protocols
-from monoport.access.claims import Destination, Identity
+from monoport.access.claims import IdentityError
 from monoport.access.decide import DatabaseLogin, Denied, Permit, authorize
 from monoport.access.resources import Database, Lock, Role
 from monoport.audit.log import Log
 from monoport.errors import Failure
 from monoport.net.relay import relay
 from monoport.net.stream import Stream, linger
-from monoport.net.tls import serve_tls
+from monoport.net.tls import HandshakeError, serve_tls
 from monoport.protocols.description import Description
 from monoport.proxy.cancels import Cancels, Live
 from monoport.proxy.connection import Connection
 from monoport.proxy.contexts import Contexts
-from monoport.routing.outcome import Ask, Show, Tls, Trust
+from monoport.proxy.destination import Refused, narrowed_to, wanted
+from monoport.routing.outcome import Ask, Refusal, Show, Tls, Trust
 from monoport.tunnel.dial import DENIED, DialError
 from monoport.tunnel.preface import Kind, Preface
 from monoport.wire.front import Cancel, Closed, Front, Login, Secured, Send, StartTls, Why
@@ -53,15 +54,6 @@ class Dialer(Protocol):
     """Who opens a stream to the agent of a permit's resource; `tunnel.proxy.Tunnels` is one."""
 
     async def dial(self, permit: Permit, preface: Preface) -> Stream: ...
-
-
-class Refused(Exception):
-    """The session does not come about: `why` and `reason` are for the client, `rule` for log and audit."""
-
-    def __init__(self, why: Why, reason: str, rule: str = "") -> None:
-        super().__init__(reason)
-        self.why = why
-        self.rule = rule or why.value
 
 
 class Databases:
@@ -97,24 +89,27 @@ class Databases:
 
     async def serve(self, connection: Connection) -> None:
         """Serve one connection to its end."""
-        log = _log.bind(connection=connection.id, source=_source(connection))
         protocol = self._protocol(connection)
         if protocol is None:
-            log.info("database connection closed", reason="no protocol: neither route nor certificate names one")
+            _refused(connection, "no_protocol", "neither route nor certificate names a database protocol")
             return
         front = protocol.front()
         try:
             async with asyncio.timeout(OPENING):
                 opened = await self._open(connection, front)
         except TimeoutError:
-            log.info("database connection closed", reason=f"no login within {OPENING:g} s")
+            _refused(connection, "late_login", f"no login within {OPENING:g} s")
             return
-        except (ConnectionError, ssl.SSLError, Failure) as error:
-            log.info("database connection closed", reason=str(error))
+        except IdentityError as error:
+            _refused(connection, "identity_refused", str(error))
+            await _tell(connection, front.refuse(Why.DENIED, f"certificate not accepted: {error}"))
+            return
+        except HandshakeError as error:
+            _refused(connection, "handshake_failed", str(error))
             return
         match opened:
             case Closed(reason, send):
-                log.info("database connection closed", protocol=protocol.name, reason=reason)
+                _refused(connection, "no_login", reason)
                 await _tell(connection, send)
             case Cancel():
                 await self._cancel(connection, opened)
@@ -128,7 +123,7 @@ class Databases:
         route = connection.route
         name = route.protocol if route is not None else None
         if name is None:
-            destination = _destination(connection.identity)
+            destination = narrowed_to(connection.identity)
             name = destination.protocol if destination is not None else ""
             if not name and route is not None and route.target:
                 name = next((one.spec.protocol for one in self._named(route.target)), "")
@@ -170,8 +165,9 @@ class Databases:
         identity = connection.identity
         assert identity is not None, "fronts let nobody log in without a certificate"
         who = {"connection": connection.id, "user": str(identity), "source": _source(connection)}
+        target = connection.route.target if connection.route is not None else None
         try:
-            name, action = wanted(identity, connection, protocol, login)
+            name, action = wanted(identity, target, protocol, login)
             who |= {"database": name, "protocol": protocol.name, "db_user": action.user, "db_name": action.database}
             with self._cancels.open(connection.id, login.secret_bytes) as live:
                 permit, server = await self._dial(connection, protocol, name, action, live)
@@ -179,7 +175,7 @@ class Databases:
                     live.permit = permit
                     await self._session(connection, server, login, who | {"rule": permit.rule})
         except Refused as refused:
-            _log.info("database session refused", **who, reason=str(refused), rule=refused.rule)
+            _refused(connection, f"database_{refused.why}", str(refused), refused.rule)
             try:
                 await self._audit.emit("db.session.deny", **who, reason=str(refused), rule=refused.rule)
             except Failure as error:
@@ -272,47 +268,11 @@ class Databases:
         return [one for one in self._directory.databases() if one.name == name]
 
 
-def wanted(
-    identity: Identity, connection: Connection, protocol: Description, login: Login
-) -> tuple[str, DatabaseLogin]:
-    """Return the database that certificate, SNI and start-up message agree on, and the login there. Raises Refused."""
-    destination = _destination(identity)
-    target = connection.route.target if connection.route is not None else None
-    if identity.destination is not None and destination is None:
-        raise Refused(Why.DENIED, "this certificate is not for databases", "certificate's destination")
-    if destination is None:
-        if not target:
-            raise Refused(Why.UNKNOWN, "this certificate names no database: use tsh db login", "no destination")
-        return target, _action(protocol, login.user, login.database)
-    if target and target != destination.name:
-        reason = f'this certificate is for database "{destination.name}", not for "{target}"'
-        raise Refused(Why.DENIED, reason, "certificate's destination")
-    if destination.protocol not in ("", protocol.name):
-        reason = f'database "{destination.name}" does not speak {protocol.title}'
-        raise Refused(Why.DENIED, reason, "certificate's destination")
-    for what, allowed, asked in (
-        ("user", destination.user, login.user),
-        ("database", destination.database, login.database),
-    ):
-        if allowed and asked and allowed != asked:
-            reason = f'{what} "{asked}" of "{destination.name}" denied: this certificate is for {what} "{allowed}"'
-            raise Refused(Why.DENIED, reason, "certificate's destination")
-    return destination.name, _action(protocol, login.user or destination.user, login.database or destination.database)
-
-
-def _action(protocol: Description, user: str, database: str) -> DatabaseLogin:
-    if protocol.needs_user and not user:
-        raise Refused(Why.DENIED, "neither certificate nor start-up message names a database user", "no user")
-    if protocol.needs_database and not database:
-        raise Refused(Why.DENIED, "neither certificate nor start-up message names a database", "no database")
-    return DatabaseLogin(user, database)
-
-
-def _destination(identity: Identity | None) -> Destination | None:
-    """The database that a certificate was narrowed to, if it was to one."""
-    if identity is None or identity.destination is None or identity.destination.kind != "db":
-        return None
-    return identity.destination
+def _refused(connection: Connection, code: str, reason: str, rule: str = "") -> None:
+    """Keep a refusal where `tctl conns ls` and the log show it."""
+    connection.ended = reason
+    refusal = Refusal(code, reason, rule=rule)
+    connection.front.connections.refused(connection.id, connection.source, refusal, connection.route)
 
 
 def _agent_ends(reason: str) -> None:

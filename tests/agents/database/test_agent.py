@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from monoport.access.claims import Destination
 from monoport.access.resources import Lock
 from monoport.auth.client import AuthError
 from monoport.net.memory import pair
@@ -165,6 +166,12 @@ async def test_what_the_agent_refuses_by_itself(cluster: Cluster) -> None:
             error = await refused(made, preface(user, **changes))
             assert error.code == code
             assert says in str(error)
+        for destination in (
+            Destination("db", "other"),
+            Destination("db", "orders", user="bob"),
+            Destination("app", "x"),
+        ):
+            assert (await refused(made, preface(cluster.user(destination=destination)))).code == dial.DENIED
         made.directory.locks = [
             Lock.model_validate({"kind": "lock", "metadata": {"name": "l"}, "spec": {"target": {"user": "alice"}}})
         ]
@@ -172,7 +179,7 @@ async def test_what_the_agent_refuses_by_itself(cluster: Cluster) -> None:
         made.directory.locks = []
         made.directory.roles = {}
         assert (await refused(made, preface(user))).code == dial.DENIED
-        assert len(made.events("db.session.deny")) == 7
+        assert len(made.events("db.session.deny")) == 10
         assert made.auth.asked == []
 
 
