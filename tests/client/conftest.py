@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -74,6 +74,16 @@ class Cas:
         ca = self.of[CaKind.HOST]
         return pair, issue_host(ca, pair.public, identity, now), issue_host_ssh(ca, pair.ssh_public, identity, now)
 
+    def auth(self) -> tuple[KeyPair, str]:
+        """The auth service's key and certificate."""
+        now = datetime.now(UTC).replace(microsecond=0)
+        pair = make_key()
+        names = (self.cluster, "localhost")
+        identity = Identity(
+            Kind.HOST, "auth-1", self.cluster, roles=("auth",), principals=names, expires=now + timedelta(hours=1)
+        )
+        return pair, issue_host(self.of[CaKind.HOST], pair.public, identity, now)
+
 
 @pytest.fixture(scope="session")
 def cas() -> Cas:
@@ -85,9 +95,6 @@ def cas() -> Cas:
 def home(tmp_path: Path) -> Home:
     """An empty TSH_HOME."""
     return Home(tmp_path / "tsh")
-
-
-Answerer = Callable[[str, str, dict[str, Any] | None], tuple[int, Any]]
 
 
 @dataclass
@@ -230,6 +237,3 @@ def database_login(home: Home, cas: Cas, profile: Profile, name: str, **parts: A
     path.write_text(certificate)
     path.chmod(0o600)
     return path
-
-
-Running = Callable[..., Awaitable[Any]]
