@@ -18,7 +18,7 @@ from monoport.tunnel.preface import Kind, Preface
 from monoport.tunnel.proxy import LISTENER
 from monoport.wire import frame
 
-from .world import Cas, World, node, permit_for
+from .world import Cas, World, database, node, permit_for
 
 PREFACE = Preface(connection="c-1", kind=Kind.SSH, target="n1")
 
@@ -239,7 +239,14 @@ async def test_the_next_agent_is_tried_where_one_is_down(world):
         served.append(preface.host_id)
         await dial.accept(stream)
 
+    world.stored = [database("pg", "n1"), database("pg", "n2")]
+    here, there = map(permit_for, world.stored)
     async with world.running("n2", serve):
+        wanted = Preface("c-1", Kind.DATABASE, "pg")
+        (await world.tunnels.dial(here, wanted, there)).abort()
+        assert served.pop() == "n2"
+        with pytest.raises(DialError, match=r"^database pg is offline$"):
+            await world.tunnels.dial(here, wanted)
         with pytest.raises(DialError, match=r"^node web is offline$"):
             await world.tunnels.dial(first, PREFACE)
         with pytest.raises(DialError):  # another resource is no alternative

@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import SSHCertificateBuilder, SSHCertificateType
 
-from monoport.access.decide import Permit, Ssh, authorize
+from monoport.access.decide import DatabaseLogin, Permit, Ssh, authorize
 from monoport.access.identity import SSH_EXTENSION, Identity, Kind, encode
 from monoport.access.resources import Database, Lock, Node, parse_document
 from monoport.net.memory import pair
@@ -81,7 +81,15 @@ ROLE = {
     "kind": "role",
     "version": "v1",
     "metadata": {"name": "access"},
-    "spec": {"allow": {"logins": ["{{internal.logins}}"], "node_labels": {"*": "*"}}},
+    "spec": {
+        "allow": {
+            "logins": ["{{internal.logins}}"],
+            "node_labels": {"*": "*"},
+            "db_labels": {"*": "*"},
+            "db_users": ["*"],
+            "db_names": ["*"],
+        }
+    },
 }
 
 
@@ -93,7 +101,20 @@ def node(name: str, hostname: str) -> Node:
     return found
 
 
-def permit_for(resource: Node) -> Permit:
+def database(name: str, host_id: str) -> Database:
+    found = parse_document(
+        {
+            "kind": "db",
+            "version": "v1",
+            "metadata": {"name": name},
+            "spec": {"protocol": "postgres", "host_id": host_id},
+        }
+    )
+    assert isinstance(found, Database)
+    return found
+
+
+def permit_for(resource: Node | Database) -> Permit:
     role = parse_document(ROLE)
     user = Identity(
         Kind.USER,
@@ -104,7 +125,14 @@ def permit_for(resource: Node) -> Permit:
         principals=("root",),
         expires=datetime.now(UTC) + timedelta(hours=1),
     )
-    found = authorize(user, resource, Ssh(), {"access": role}, (), datetime.now(UTC))  # type: ignore[dict-item]
+    found = authorize(
+        user,
+        resource,
+        Ssh() if isinstance(resource, Node) else DatabaseLogin("app", "app"),
+        {"access": role},
+        (),
+        datetime.now(UTC),
+    )  # type: ignore[dict-item]
     assert isinstance(found, Permit)
     return found
 
@@ -116,6 +144,7 @@ class World:
     ca: Cas
     listed: list[Node] = field(default_factory=list)
     locked: list[Lock] = field(default_factory=list)
+    stored: list[Database] = field(default_factory=list)
     proxy_names: tuple[str, ...] = ("proxy.example.com", CLUSTER)
     proxy_roles: tuple[str, ...] = ("proxy",)
     served: list[Stream] = field(default_factory=list)
@@ -137,7 +166,7 @@ class World:
         return self.listed
 
     def databases(self) -> list[Database]:
-        return []
+        return self.stored
 
     def connector(self, group: asyncio.TaskGroup) -> Callable[[], Awaitable[Stream]]:
         async def connect() -> Stream:
