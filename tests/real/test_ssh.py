@@ -132,7 +132,9 @@ def test_terminal_size_and_its_changes_reach_the_node(alice: Person, login: str)
             shown += os.read(master, 4096)
         return what in shown
 
-    os.write(master, b"trap 'stty size; exit 3' WINCH; echo wai''t; while :; do sleep 0.1; done\n")
+    # a shell that is no interactive one: it shares its process group with what it runs, so the signal reaches the trap
+    script = """trap "stty size; exit 3" WINCH; echo wai""t; while :; do sleep 0.1; done"""
+    os.write(master, f"exec sh -c '{script}'\n".encode())
     wait_until(lambda: seen(b"wait"), 20, "the remote shell's answer")
     fcntl.ioctl(master, termios.TIOCSWINSZ, struct.pack("HHHH", 41, 133, 0, 0))
     os.kill(pid, signal.SIGWINCH)
