@@ -21,6 +21,7 @@ from typing import Any
 from argon2 import PasswordHasher
 
 from monoport.access.claims import Destination
+from monoport.audit.events import Event
 from monoport.audit.log import MemoryLog
 from monoport.auth import keys
 from monoport.auth.client import AuthClient
@@ -62,13 +63,31 @@ class User:
         return Credentials(self.certificates.certificate, self.key.private, self.certificates.cas)
 
 
+class Trail:
+    """The audit events of everyone in the cluster; `news` is set with each."""
+
+    def __init__(self, news: asyncio.Event) -> None:
+        self._kept, self._news = MemoryLog(), news
+
+    @property
+    def events(self) -> list[Event]:
+        """Oldest first."""
+        return self._kept.events
+
+    async def emit(self, type_: str, /, **fields: object) -> None:
+        """As every log."""
+        await self._kept.emit(type_, **fields)
+        self._news.set()
+
+
 class Cluster:
     """One port, and what stands behind it; made by `running`."""
 
     def __init__(self, config: Config, local: LocalAuth, stack: AsyncExitStack) -> None:
         self.config = config
         self.auth = local
-        self.audit = MemoryLog()
+        self.news = asyncio.Event()
+        self.audit = Trail(self.news)
         self.services: list[agents.Service] = []
         self._stack = stack
         self._sources = itertools.count(40_000)
@@ -91,6 +110,7 @@ class Cluster:
             await local.ready.wait()
             front = await made._member("proxy", config)
             made.known = front.cache
+            made.known.subscribe(lambda _change: made.news.set())
             made.proxy = Proxy(config, front)
             made.admin = await stack.enter_async_context(AuthClient(local.dial(), made._administrator()))
             made.door = await stack.enter_async_context(asyncio.TaskGroup())
@@ -164,9 +184,9 @@ class Cluster:
         await self.until(lambda: any(node.spec.hostname == name for node in self.known.nodes()))
         return joined
 
-    async def database(self, name: str, port: int) -> Member:
+    async def database(self, name: str, port: int, protocol: str = "postgres") -> Member:
         """An agent behind the reverse tunnel with one database, whose server is on this port of loopback."""
-        registered = f"{{name: {name}, protocol: postgres, uri: 'localhost:{port}'}}"
+        registered = f"{{name: {name}, protocol: {protocol}, uri: 'localhost:{port}'}}"
         section = f"db_service: {{enabled: yes, databases: [{registered}]}}"
         joined = await self._agent("db", "db-host", section, tunnel.ALPN)
         await self.until(lambda: any(database.name == name for database in self.known.databases()))
@@ -208,14 +228,11 @@ class Cluster:
             service.sweep(now)
 
     async def until(self, true: Callable[[], object]) -> None:
-        """Wait until the proxy, told so by its watch, knows of something."""
-        told = asyncio.Event()
-        unsubscribe = self.known.subscribe(lambda _change: told.set())
+        """Wait for something that an audit event says, or that the proxy learns by its watch."""
         async with asyncio.timeout(PATIENCE):
             while not true():
-                told.clear()
-                await told.wait()
-        unsubscribe()
+                self.news.clear()
+                await self.news.wait()
 
     def events(self, kind: str) -> list[Mapping[str, Any]]:
         """The fields of every audit event of a type, whoever recorded it."""
