@@ -46,8 +46,8 @@ def login() -> Iterator[str]:
     try:
         yield name
     finally:
-        subprocess.run(["pkill", "-KILL", "-u", name], check=False)
-        subprocess.run(["userdel", "--remove", name], check=False, capture_output=True)
+        # --force: a process that is just ending still counts as one
+        subprocess.run(["userdel", "--force", "--remove", name], check=True, capture_output=True)
 
 
 def role(**options: bool) -> Role:
