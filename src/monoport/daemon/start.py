@@ -26,7 +26,7 @@ from monoport.daemon.datadir import DataDirectory, open_data_directory
 from monoport.daemon.frontdoor import Proxy
 from monoport.daemon.member import Member, member
 from monoport.errors import Failure
-from monoport.net import listener
+from monoport.net import heap, listener
 from monoport.net.listener import Arrival, Limits, Listener
 from monoport.proxy.connection import FrontDoor
 
@@ -122,6 +122,7 @@ class _Daemon:
             for role in agents.roles(self.config):
                 group = await self._start_agent(stack, local, role)
             port = self.config.proxy_service.web_listen_addr.port if self.proxy is not None else None
+            heap.settle()
             _log.info("monoport is ready", version=__version__, port=port)
             await asyncio.get_running_loop().create_future()  # until cancelled
 
