@@ -29,7 +29,7 @@ def server(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory, need) -> 
     need("postgres")
     folder = tmp_path_factory.mktemp("certificates")
     cluster.tctl("auth", "sign", "--format=db", "--host=localhost,127.0.0.1", f"--out={folder}/server")
-    server = PostgresServer.from_files(tmp_path_factory.mktemp("postgres"), folder / "server")
+    server = PostgresServer.from_files(folder / "server")
     server.start()
     server.sql(SETUP)
     agent = cluster.agent(
