@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import signal
 import socket
 from contextlib import AsyncExitStack
@@ -41,6 +42,7 @@ def run(config: Config) -> int:
     Returns the exit status. Raises Failure, before anything has started, where they cannot be run.
     """
     logs.configure(config.teleport.log.severity, config.teleport.log.format)
+    _raise_descriptors()
     data, lock = open_data_directory(config.teleport.data_dir)
     try:
         bound = _bind(config)
@@ -55,6 +57,12 @@ def run(config: Config) -> int:
     finally:
         os.close(lock)
     return 0
+
+
+def _raise_descriptors() -> None:
+    """Take every descriptor that the system allows: a connection needs two, and login shells allow 1024 by default."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _bind(config: Config) -> dict[str, list[socket.socket]]:
@@ -92,6 +100,7 @@ class _Daemon:
     config: Config
     data: DataDirectory
     bound: dict[str, list[socket.socket]]
+    ready: asyncio.Event = field(default_factory=asyncio.Event)
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     proxy: Proxy | None = None
     members: list[Member] = field(default_factory=list)
@@ -124,6 +133,7 @@ class _Daemon:
             port = self.config.proxy_service.web_listen_addr.port if self.proxy is not None else None
             heap.settle()
             _log.info("monoport is ready", version=__version__, port=port)
+            self.ready.set()
             await asyncio.get_running_loop().create_future()  # until cancelled
 
     async def _auth(self, stack: AsyncExitStack) -> LocalAuth | None:
