@@ -13,6 +13,8 @@ from functools import partial
 
 import structlog
 
+from monoport.audit.printable import printable
+
 LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warn": logging.WARNING, "error": logging.ERROR}
 
 
@@ -32,7 +34,9 @@ def configure(severity: str, form: str) -> None:
         logger_factory=structlog.WriteLoggerFactory(sys.stderr),  # one system call a line
         cache_logger_on_first_use=True,
     )
-    logging.basicConfig(stream=sys.stderr, level=max(LEVELS[severity], logging.WARNING), format="%(name)s: %(message)s")
+    others = logging.StreamHandler(sys.stderr)
+    others.setFormatter(_Others(form))
+    logging.basicConfig(handlers=[others], level=max(LEVELS[severity], logging.WARNING), force=True)
 
 
 _encode = json.JSONEncoder(default=repr).encode  # made once: json.dumps with a default makes an encoder per call
@@ -48,7 +52,30 @@ def _begin(_logger: object, method: str, event: structlog.typing.EventDict) -> s
             event[name] = value.encode("unicode_escape").decode("ascii")
     event["level"] = method
     event["timestamp"] = _now().isoformat(timespec="milliseconds")[:-6] + "Z"
-    return structlog.processors.format_exc_info(_logger, method, event) if "exc_info" in event else event
+    if "exc_info" in event:
+        event = structlog.processors.format_exc_info(_logger, method, event)
+        if "exception" in event:
+            event["exception"] = _set_off(event["exception"])
+    return event
+
+
+def _set_off(trace: str) -> str:
+    """A traceback, which may quote anyone: escaped, and indented so that none of its lines looks like an event."""
+    return "\n".join(f"    {printable(line)}" for line in trace.split("\n"))
+
+
+class _Others(logging.Formatter):
+    """What libraries log by the standard library's means, in the daemon's form and escaped as carefully."""
+
+    def __init__(self, form: str) -> None:
+        super().__init__()
+        self._write = _json if form == "json" else _text
+
+    def format(self, record: logging.LogRecord) -> str:
+        event = {"event": record.getMessage(), "logger": record.name, "exc_info": record.exc_info}
+        if not record.exc_info:
+            del event["exc_info"]
+        return self._write(None, "", _begin(None, record.levelname.lower(), event))
 
 
 def _json(_logger: object, _method: str, event: structlog.typing.EventDict) -> str:
@@ -61,5 +88,8 @@ def _text(_logger: object, _method: str, event: structlog.typing.EventDict) -> s
     trace = event.pop("exception", None)
     parts = [f"{stamp} [{level:<8}] {what!s:<28}"]
     for name, value in event.items():
-        parts.append(f"{name}={value!r}" if isinstance(value, str) and " " in value else f"{name}={value}")
+        if isinstance(value, str):
+            parts.append(f"{name}={value!r}" if " " in value else f"{name}={value}")
+        else:
+            parts.append(f"{name}={printable(str(value))}")
     return " ".join(parts) if trace is None else " ".join(parts) + "\n" + str(trace)
