@@ -15,7 +15,7 @@ from pathlib import Path
 import structlog
 from cryptography import x509
 
-from monoport.access.identity import Kind, from_x509
+from monoport.access.identity import Kind, from_ssh, from_x509
 from monoport.auth import keys
 from monoport.auth.authorities import TrustedCas, pin
 from monoport.auth.client import AuthClient
@@ -80,6 +80,7 @@ class Identities:
         certificate, key, ssh_certificate = keys.identity_files(self._data_dir, role)
         cas = self._data_dir / "identity" / f"{role}.cas.json"
         try:
+            self._complete(role)
             trusted = TrustedCas.from_json(cas.read_text())
             host = _host(role, certificate.read_text(), key.read_text(), ssh_certificate.read_text(), trusted)
         except FileNotFoundError:
@@ -93,14 +94,33 @@ class Identities:
 
     def keep(self, role: str, pair: keys.KeyPair, granted: HostCertificates) -> Host:
         """Write down what a join or renewal brought and return it."""
-        certificate, key, ssh_certificate = keys.identity_files(self._data_dir, role)
         host = _host(role, granted.certificate, pair.private, granted.ssh_certificate, granted.cas)
-        # The key last: whoever reads half of a renewal finds a pair that does not fit, and joins or renews again.
-        keys.write_private(certificate, granted.certificate)
-        keys.write_private(ssh_certificate, granted.ssh_certificate)
-        keys.write_private(self._data_dir / "identity" / f"{role}.cas.json", json.dumps(granted.cas.to_json()))
-        keys.write_private(key, pair.private)
+        certificate, key, ssh_certificate = keys.identity_files(self._data_dir, role)
+        parts = {
+            certificate.name: granted.certificate,
+            ssh_certificate.name: granted.ssh_certificate,
+            f"{role}.cas.json": json.dumps(granted.cas.to_json()),
+            key.name: pair.private,
+        }
+        # All of it in one step first: a process killed between the files finds there what the others are to be.
+        keys.write_private(self._next(role), json.dumps(parts))
+        self._complete(role)
         return host
+
+    def _next(self, role: str) -> Path:
+        return self._data_dir / "identity" / f"{role}.next.json"
+
+    def _complete(self, role: str) -> None:
+        """Finish what `keep` has begun; raises ValueError or OSError."""
+        following = self._next(role)
+        if not following.exists():
+            return
+        parts = json.loads(following.read_text())
+        folder = following.parent
+        for name in sorted(parts):
+            if name.startswith(f"{role}.") and name == Path(name).name:
+                keys.write_private(folder / name, str(parts[name]))
+        following.unlink()
 
     async def renew(self, host: Host, client: AuthClient, names: Sequence[str] | None = None) -> None:
         """Replace a host's certificates by fresh ones; raises AuthError."""
@@ -116,6 +136,8 @@ def _host(role: str, certificate: str, key: str, ssh_certificate: str, cas: Trus
     identity = from_x509(parsed, cas)
     if identity.kind is not Kind.HOST:
         raise Failure(f"{identity} is no host")
+    if from_ssh(ssh_certificate, cas).name != identity.name:
+        raise Failure(f"the SSH certificate of {identity} is another host's")
     credentials = Credentials(certificate, key, cas)
     credentials.context()  # raises Failure where certificate and key do not fit
     return Host(role, identity.name, credentials, ssh_certificate, parsed.not_valid_before_utc, identity.expires)
