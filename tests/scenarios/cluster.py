@@ -131,16 +131,16 @@ class Cluster:
         *alpn: str,
         sni: str = PUBLIC,
         user: User | None = None,
-        over: Stream | None = None,
+        context: ssl.SSLContext | None = None,
     ) -> TlsStream:
-        """TLS to the port, or over a stream to it, that trusts nobody but the cluster's host CA.
+        """TLS to the port that trusts nobody but the cluster's host CA, unless `context` is another.
 
         Raises HandshakeError where the proxy says no.
         """
-        context = self.trusting(user)
+        context = context or self.trusting(user)
         if alpn:
             context.set_alpn_protocols(list(alpn))
-        return await connect_tls(over or self.connect(), context, server_hostname=sni)
+        return await connect_tls(self.connect(), context, server_hostname=sni)
 
     def trusting(self, user: User | None = None) -> ssl.SSLContext:
         """A client's context."""

@@ -149,6 +149,9 @@ def _identity(question: Question, route: Routed, front: FrontDoor, locks: Iterab
             identity = from_x509(x509.load_pem_x509_certificate(question.certificate.encode()), front.cas())
         except (IdentityError, ValueError) as error:
             return [asked, {"rule": "identity", "verdict": "refused", "why": str(error)}]
+        if str(identity.kind) != str(route.tls.trust):
+            why = f"{identity} is of the {identity.kind} CA: the handshake fails"
+            return [asked, {"rule": "identity", "verdict": "refused", "why": why}]
         lock = lock_for(identity, list(locks), datetime.now(UTC))
         verdict = "locked" if lock else "known"
         why = f"{identity}, roles {', '.join(identity.roles)}, until {identity.expires.isoformat(timespec='seconds')}"

@@ -1,0 +1,104 @@
+"""`tctl route explain`: what the daemon answers is what its listener does."""
+
+from __future__ import annotations
+
+import pytest
+
+from monoport.access.resources import Lock, parse_document
+from monoport.auth import keys
+from monoport.daemon.admin import Question, answer
+from monoport.errors import Failure
+from monoport.net.tls import HandshakeError
+
+from ..scenarios.cluster import CLUSTER, PUBLIC, Cluster  # noqa: TID252 # tests are no package
+
+OFFERS: list[tuple[str, tuple[str, ...]]] = [
+    (PUBLIC, ()),
+    (PUBLIC, ("http/1.1",)),
+    (PUBLIC, ("teleport-proxy-ssh",)),
+    (PUBLIC, ("http/1.1", "teleport-reversetunnel")),
+    (PUBLIC, ("teleport-postgres",)),
+    (PUBLIC, ("teleport-mysql",)),
+    (PUBLIC, ("irc",)),
+    (CLUSTER, (f"teleport-auth@{CLUSTER}",)),
+    (f"kube.{PUBLIC}", ("h2",)),
+    (f"orders.db.{PUBLIC}", ()),
+    (PUBLIC.upper(), ()),
+    ("bootstrap.teleport.cluster.local", ()),
+]
+
+
+def identity(answered: dict[str, object]) -> tuple[str, str]:
+    """Verdict and reason of the last step, which is about who calls."""
+    step = answered["steps"][-1]  # type: ignore[index]
+    assert step["rule"] == "identity"
+    return step["verdict"], step["why"]
+
+
+@pytest.mark.parametrize(("sni", "alpn"), OFFERS, ids=str)
+async def test_explain_agrees_with_the_listener(cluster: Cluster, sni: str, alpn: tuple[str, ...]) -> None:
+    explained = answer(Question(sni=sni, alpn=list(alpn)), cluster.proxy.front, ())
+    won = [step["rule"] for step in explained["steps"] if step["verdict"] == "won"]
+
+    try:
+        await cluster.tls(*alpn, sni=sni)
+    except HandshakeError:
+        refusal = cluster.proxy.connections.refusals[-1].refusal
+        assert explained["outcome"] == f"refused: {refusal.code}: {refusal.reason}"
+        assert won == [refusal.rule]
+    else:
+        (row,) = cluster.proxy.connections.rows()
+        assert won == [row["rule"]]
+        assert explained["outcome"].startswith(str(row["kind"]))
+        assert explained["outcome"].endswith(f"by rule {row['rule']}")
+
+
+async def test_whose_certificate_it_is(cluster: Cluster) -> None:
+    alice = await cluster.user("alice")
+    question = Question(sni=PUBLIC, alpn=["teleport-postgres"], certificate=alice.certificates.certificate)
+    verdict, why = identity(answer(question, cluster.proxy.front, ()))
+    assert verdict == "known"
+    assert why.startswith("alice@example.com, roles access, until ")
+
+    locked = parse_document({"kind": "lock", "metadata": {"name": "l"}, "spec": {"target": {"user": "alice"}}})
+    assert isinstance(locked, Lock)
+    assert identity(answer(question, cluster.proxy.front, [locked]))[0] == "locked"
+
+
+async def test_a_user_without_a_certificate_at_hand(cluster: Cluster) -> None:
+    answered = answer(Question(sni=PUBLIC, alpn=["teleport-postgres"], user="bob"), cluster.proxy.front, ())
+    assert identity(answered) == ("assumed", "bob@example.com with a certificate of the user CA")
+
+
+async def test_a_hosts_certificate_where_users_are_expected(cluster: Cluster) -> None:
+    """As the listener has it, whose TLS trusts the user CA alone there."""
+    pair, granted = await cluster.auth.admit("node", "web")
+    question = Question(sni=PUBLIC, alpn=["teleport-postgres"], certificate=granted.certificate)
+    verdict, why = identity(answer(question, cluster.proxy.front, ()))
+    assert verdict == "refused"
+    assert "of the host CA" in why
+
+    context = cluster.trusting()
+    keys.load_chain(context, granted.certificate, pair.private)
+    client = await cluster.tls("teleport-postgres", context=context)
+    with pytest.raises(ConnectionError):
+        await client.read()
+    assert cluster.refused() == "handshake_failed"
+
+
+@pytest.mark.parametrize("certificate", ["no PEM", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"])
+async def test_what_is_no_certificate(cluster: Cluster, certificate: str) -> None:
+    question = Question(sni=PUBLIC, alpn=["teleport-postgres"], certificate=certificate)
+    assert identity(answer(question, cluster.proxy.front, ()))[0] == "refused"
+
+
+async def test_where_no_certificate_is_asked_for(cluster: Cluster) -> None:
+    alice = await cluster.user("alice")
+    question = Question(sni=PUBLIC, alpn=["teleport-proxy-ssh"], certificate=alice.certificates.certificate)
+    last = answer(question, cluster.proxy.front, ())["steps"][-1]
+    assert (last["rule"], last["verdict"]) == ("client certificate", "not asked")
+
+
+async def test_a_name_that_is_none(cluster: Cluster) -> None:
+    with pytest.raises(Failure, match="host name"):
+        answer(Question(sni="a b"), cluster.proxy.front, ())
