@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import random
+import socket
 from collections.abc import Awaitable, Callable
 
 import pytest
 
-from monoport.net.relay import Meter, relay
+from monoport.net.meter import Meter
+from monoport.net.relay import relay
+from monoport.net.sockets import SocketStream
 from monoport.net.stream import LIMIT, EndOfStream, Stream, linger
 
 Make = Callable[[], Awaitable[tuple[Stream, Stream]]]
@@ -271,3 +275,60 @@ async def test_lingering_tells_the_peer_and_waits_for_its_end_or_the_time(make: 
     linger(c, 0.02)
     await c.wait_closed()
     assert c.lost
+
+
+async def test_plain_sockets_are_joined_in_the_kernel_in_order_and_within_bounds() -> None:
+    client, here = tcp()
+    there, server = tcp()
+    meter = Meter()
+    task = asyncio.get_running_loop().create_task(relay(here, there, meter=meter))
+    sent = random.Random(39).randbytes(40_000_000)
+
+    async def send() -> None:
+        for start in range(0, len(sent), 170_001):
+            await client.write(sent[start : start + 170_001])
+        client.send_eof()
+
+    sending = asyncio.get_running_loop().create_task(send())
+    with pytest.raises(TimeoutError):  # nobody reads: it stops
+        await asyncio.wait_for(asyncio.shield(sending), 0.2)
+    got = bytearray()
+    while piece := await server.read(99_999):
+        got += piece
+    assert got == sent
+    await sending
+    await server.write(b"thanks")
+    server.close()
+    assert await read_all(client) == b"thanks"
+    await task
+    assert (meter.bytes_in, meter.bytes_out) == (len(sent), 6)
+    for stream in (client, here, there):
+        stream.abort()
+
+
+async def test_a_reset_crosses_the_kernel_relay_even_while_it_is_full() -> None:
+    client, here = tcp()
+    there, server = tcp()
+    meter = Meter()
+    task = asyncio.get_running_loop().create_task(relay(here, there, meter=meter))
+
+    async def flood() -> None:
+        for _ in range(1000):
+            await client.write(b"x" * 100_000)
+
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(flood(), 0.2)
+    server.abort()
+    await task
+    assert "reset" in meter.ended
+    with pytest.raises(ConnectionError):
+        await client.read()
+    here.abort()
+
+
+def tcp() -> tuple[SocketStream, SocketStream]:
+    """Two streams over a TCP connection."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        near = socket.create_connection(listening.getsockname())
+        far, _ = listening.accept()
+    return SocketStream(near), SocketStream(far)

@@ -1,6 +1,6 @@
 """Bytes both ways between two streams until both have ended.
 
-Belongs here: `relay`, its meter, its idle limit. Does not belong here: looking at the bytes.
+Belongs here: `relay` and its idle limit. Does not belong here: looking at the bytes.
 
 No task, future or buffer stands on the way of bytes: what one stream receives is sent on inside the same call.
 """
@@ -11,20 +11,12 @@ import asyncio
 from weakref import WeakKeyDictionary
 
 from monoport.net.deadlines import Deadlines
+from monoport.net.meter import Meter
 from monoport.net.reactor import Reactor
+from monoport.net.sockets import SocketStream
+from monoport.net.splice import Splice, splice
 from monoport.net.stream import Stream
 from monoport.net.wakeup import Wakeup
-
-
-class Meter:
-    """How much has passed, and how it ended."""
-
-    __slots__ = ("bytes_in", "bytes_out", "ended")
-
-    def __init__(self) -> None:
-        self.bytes_in = 0  # from `a`, the client's side, to `b`
-        self.bytes_out = 0
-        self.ended = ""  # empty: both sides ended cleanly
 
 
 class _Half:
@@ -86,9 +78,12 @@ async def relay(a: Stream, b: Stream, *, idle: float | None = None, meter: Meter
     here, there = _Half(a, b, meter, True, done), _Half(b, a, meter, False, done)
     here.other, there.other = there, here
     watch = _Watch(_line(a.loop, idle), meter, a, b) if idle else None
+    splices: tuple[Splice, ...] = ()
     try:
         b.start(there)
         a.start(here)
+        if type(a) is SocketStream and type(b) is SocketStream:
+            splices = splice(a, b, meter)
         if not done.done():
             await done
     except BaseException:
@@ -98,6 +93,8 @@ async def relay(a: Stream, b: Stream, *, idle: float | None = None, meter: Meter
     finally:
         if watch is not None:
             watch.line.done(watch)
+        for direction in splices:
+            direction.stop()
     error = here.failed or there.failed
     if error is not None:
         if not isinstance(error, OSError):

@@ -54,8 +54,8 @@ class SocketStream(Stream):
         self._out: bytearray | None = None
         self._state = 0
         self._read_size = INBOX
-        # The splicing relay takes these two over; everyone else is served by _receive and _flush.
-        self.on_readable: Callable[[], None] | None = None
+        # The splicing relay takes these two over; everyone else is served by receive and _flush.
+        self.on_readable: Callable[[int], None] | None = None
         self.on_writable: Callable[[], None] | None = None
 
     @property
@@ -68,28 +68,33 @@ class SocketStream(Stream):
         """How many bytes wait to be sent."""
         return len(self._out) if self._out is not None else 0
 
+    def want_writing(self, wanted: bool) -> None:
+        """Have `on_writable` called, or not."""
+        self.wait_for(self._mask | WRITE if wanted else self._mask & ~WRITE)
+
     # readiness
 
     def _ready(self, mask: int) -> None:
         if mask & ~WRITE:
             if self.on_readable is not None:
-                self.on_readable()
+                self.on_readable(mask)
             else:
-                self._receive(mask)
+                self.receive(mask)
         if mask & WRITE and self._fd >= 0:
             if self.on_writable is not None:
                 self.on_writable()
             else:
                 self._flush()
 
-    def _receive(self, mask: int) -> None:
+    def receive(self, mask: int) -> None:
+        """Read once and deliver; the default for `on_readable`."""
         buffer = self._reactor.buffer
         try:
             n = self._sock.recv_into(buffer, self._read_size)
         except (BlockingIOError, InterruptedError):
             return
         except OSError as error:
-            self._fail(error)
+            self.fail(error)
             return
         if n:
             self._receiver.data_received(buffer[:n])
@@ -146,7 +151,7 @@ class SocketStream(Stream):
                 n = 0
             except OSError as error:
                 self._error = error
-                self.loop.call_soon(self._fail, error)
+                self.loop.call_soon(self.fail, error)
                 return True
             if n == len(data):
                 return True
@@ -169,7 +174,7 @@ class SocketStream(Stream):
         except (BlockingIOError, InterruptedError):
             return
         except OSError as error:
-            self._fail(error)
+            self.fail(error)
             return
         if n < len(out):
             del out[:n]
@@ -195,7 +200,7 @@ class SocketStream(Stream):
             try:
                 self._sock.shutdown(socket.SHUT_WR)
             except OSError as error:  # the peer has reset the connection meanwhile
-                self.loop.call_soon(self._fail, error)
+                self.loop.call_soon(self.fail, error)
 
     # ending
 
@@ -221,7 +226,8 @@ class SocketStream(Stream):
         self._shut()
         self._finish(error or ClosedError("the connection was aborted on this side"))
 
-    def _fail(self, error: Exception) -> None:
+    def fail(self, error: Exception) -> None:
+        """The socket is broken: close it and tell everyone."""
         if self._fd >= 0:
             self._shut()
             self._finish(error)
