@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import resource
 import signal
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack
@@ -61,7 +62,7 @@ def configured(tmp_path: Path) -> Callable[..., Config]:
             f"version: v3\n"
             f"teleport: {{data_dir: {tmp_path / 'data'}, nodename: here}}\n"
             f"auth_service: {{enabled: yes, cluster_name: {CLUSTER}, listen_addr: '127.0.0.1:0'}}\n"
-            f"proxy_service: {{enabled: yes, web_listen_addr: '127.0.0.1:0', public_addr: ['{PUBLIC}']{proxy}}}\n"
+            f"proxy_service: {{enabled: yes, web_listen_addr: '127.0.0.1:0', public_addr: ['{PUBLIC}:443']{proxy}}}\n"
             + "".join(f"{section}\n" for section in sections),
             str(tmp_path / "monoport.yaml"),
         )
@@ -74,8 +75,9 @@ def process() -> Iterator[None]:
     """What a daemon sets for its whole process, put back."""
     handlers, level = logging.root.handlers[:], logging.root.level
     handled = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    thresholds = gc.get_threshold()
+    thresholds, descriptors = gc.get_threshold(), resource.getrlimit(resource.RLIMIT_NOFILE)
     yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, descriptors)
     for number, handler in handled.items():
         signal.signal(number, handler)
     structlog.reset_defaults()

@@ -120,14 +120,18 @@ class Proxy:
     async def _watch_files(self) -> None:
         while True:
             await asyncio.sleep(FILES_SECONDS)
-            try:
-                fresh = self._fresh_keypairs()
-                if fresh is not None:
-                    self.contexts.update(self._shown(), fresh, self._trusted())  # raises where they do not fit
-                    self._public = fresh
-                    _log.info("https_keypairs read again", pairs=len(fresh))
-            except (Failure, OSError) as error:
-                _log.error("https_keypairs cannot be read, the old ones stay", error=str(error))
+            self.look()
+
+    def look(self) -> None:
+        """Show https_keypairs whose files have changed from the next handshake on; what cannot be used is logged."""
+        try:
+            fresh = self._fresh_keypairs()
+            if fresh is not None:
+                self.contexts.update(self._shown(), fresh, self._trusted())  # raises where they do not fit
+                self._public = fresh
+                _log.info("https_keypairs read again", pairs=len(fresh))
+        except (Failure, OSError) as error:
+            _log.error("https_keypairs cannot be read, the old ones stay", error=str(error))
 
     def _fresh_keypairs(self) -> tuple[KeyPair, ...] | None:
         """The files' contents where one of them has changed since the last look, else None."""

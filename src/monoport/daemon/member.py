@@ -18,7 +18,7 @@ from monoport.audit.log import Log, SpoolLog
 from monoport.audit.ship import ship
 from monoport.audit.spool import Spool
 from monoport.auth.cache import Cache
-from monoport.auth.client import AuthClient, AuthError, tcp
+from monoport.auth.client import AuthClient, tcp
 from monoport.auth.local import LocalAuth
 from monoport.auth.transport import Dial
 from monoport.config import Config
@@ -35,8 +35,9 @@ _log = structlog.get_logger()
 
 def certificate_names(config: Config) -> tuple[str, ...]:
     """The names of this proxy's certificate that follow from its configuration; auth adds routing's own."""
-    hosts = config.public_hosts
-    return tuple(dict.fromkeys([*hosts, *(f"kube.{host}" for host in hosts), *(f"*.db.{host}" for host in hosts)]))
+    hosts = [host.strip("[]") for host in config.public_hosts]
+    above = [host for host in hosts if ":" not in host]  # nothing lies under an IPv6 address, and no SNI says one
+    return tuple(dict.fromkeys([*hosts, *(f"kube.{host}" for host in above), *(f"*.db.{host}" for host in above)]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +132,7 @@ async def _renew(host: Host, client: AuthClient, identities: Identities, done: C
         if host.renewal_due(datetime.now(UTC)):
             try:
                 await identities.renew(host, client)
-            except (AuthError, Failure) as error:
+            except (Failure, OSError) as error:  # a full disk now must not end what the old certificate still allows
                 _log.error("host certificate not renewed", role=host.role, until=str(host.expires), error=str(error))
                 continue
             if done is not None:
