@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any
 from weakref import WeakKeyDictionary, ref
 
+from monoport.net.deadlines import Deadlines
 from monoport.net.stream import CHUNK
 
 READ = select.EPOLLIN | select.EPOLLRDHUP
@@ -35,6 +36,7 @@ class Reactor:
         # Shared by every connection of this loop: whoever reads has consumed it before the next event.
         self.buffer = memoryview(bytearray(CHUNK))
         self.shared: object = None  # what TLS keeps once per loop
+        self.idle_lines: dict[float, Deadlines[Any]] = {}  # the relays' idle limits, by seconds
         loop.add_reader(self._epoll.fileno(), self._dispatch)
 
     @staticmethod

@@ -8,7 +8,6 @@ No task, future or buffer stands on the way of bytes: what one stream receives i
 from __future__ import annotations
 
 import asyncio
-from weakref import WeakKeyDictionary
 
 from monoport.net.deadlines import Deadlines
 from monoport.net.meter import Meter
@@ -126,11 +125,8 @@ def _look(watch: _Watch) -> None:
         watch.line.begin(watch, watch.ends[0].loop.time())
 
 
-_lines: WeakKeyDictionary[Reactor, dict[float, Deadlines[_Watch]]] = WeakKeyDictionary()
-
-
 def _line(loop: asyncio.AbstractEventLoop, idle: float) -> Deadlines[_Watch]:
-    lines = _lines.setdefault(Reactor.of(loop), {})
+    lines = Reactor.of(loop).idle_lines
     line = lines.get(idle)
     if line is None:
         line = lines[idle] = Deadlines(loop, idle, _look)
