@@ -1,6 +1,8 @@
 """The outer call: one line and an exit status for everything that can go wrong."""
 
 import asyncio
+import subprocess
+import sys
 
 import click
 import pytest
@@ -65,10 +67,10 @@ def test_ctrl_c_is_130_and_says_nothing(capsys, error):
 def test_wrong_arguments_are_one_line_that_names_the_help(capsys):
     assert execute(failing(Failure("x")), ["deep", "fail", "--number", "x"]) == 1
     assert capsys.readouterr().err == (
-        "tool: Invalid value for '--number': 'x' is not a valid integer. (see tool deep fail --help)\n"
+        "tool: Invalid value for '--number': 'x' is not a valid integer (see tool deep fail --help)\n"
     )
     assert execute(failing(Failure("x")), ["bogus"]) == 1
-    assert capsys.readouterr().err == "tool: No such command 'bogus'. (see tool --help)\n"
+    assert capsys.readouterr().err == "tool: No such command 'bogus' (see tool --help)\n"
 
 
 def test_the_status_is_what_the_command_returns():
@@ -83,3 +85,23 @@ def test_the_status_is_what_the_command_returns():
     with pytest.raises(SystemExit) as ended:
         run(click.Command("tool", callback=lambda: 7), [])
     assert ended.value.code == 7
+
+
+@pytest.mark.parametrize(
+    ("words", "streams", "status", "said"),
+    [
+        ("login --proxy=localhost:1 --ca-pin=x", "<&-", 1, "tsh: 'x' is not a CA pin"),
+        ("status", ">&-", 1, "tsh: not logged in"),
+        ("--help", ">&-", 0, ""),
+        ("status", "2>&-", 1, ""),
+        ("--help", "> /dev/full", 1, "tsh: no space left on device\n"),
+    ],
+)
+def test_missing_and_full_standard_streams_are_one_line_too(tmp_path, words, streams, status, said):
+    command = f"exec {sys.executable} -m monoport.cli.tsh {words} {streams}"
+    ended = subprocess.run(
+        ["sh", "-c", command], env={"TSH_HOME": str(tmp_path)}, capture_output=True, text=True, check=False
+    )
+    assert (ended.returncode, ended.stdout) == (status, "")
+    assert ended.stderr.startswith(said)
+    assert len(ended.stderr.splitlines()) <= 1

@@ -42,6 +42,19 @@ def test_an_empty_listing_has_its_head_in_text_and_is_an_empty_list_otherwise():
     assert YAML(typ="safe").load(shown([], "yaml")) == []
 
 
+def test_a_reader_who_has_left_ends_a_listing_as_it_ends_everything_else():
+    class Left(io.StringIO):
+        def write(self, _text):
+            raise BrokenPipeError
+
+    with pytest.raises(BrokenPipeError):
+        show(ROWS, COLUMNS, file=Left())
+
+
+def test_lists_within_a_cell_are_told_apart():
+    assert cell({"logins": ["root", "ann"], "db_names": ["*"]}) == "db_names=* logins=root,ann"
+
+
 def test_a_long_line_is_neither_cut_nor_wrapped():
     assert "x" * 5000 in shown([{"name": "x" * 5000}])
 

@@ -54,14 +54,28 @@ def run(command: click.Command, arguments: Sequence[str] | None = None) -> NoRet
         command: the click command; its name is the program's.
         arguments: without the program's name; those of the process if not given.
     """
+    _open_closed()
     status = execute(command, sys.argv[1:] if arguments is None else arguments)
     try:
         sys.stdout.flush()
-    except BrokenPipeError:
-        # The reader left (`| head`). Nobody is told; the interpreter's own flush at exit must not complain either.
+    except OSError as error:
+        # Nobody is told that the reader left (`| head`). The interpreter's own flush at exit must not complain either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        status = status or 128 + signal.SIGPIPE
+        gone = isinstance(error, BrokenPipeError)
+        status = status or (128 + signal.SIGPIPE if gone else _report(command.name or "monoport", error, debug=False))
     sys.exit(status)
+
+
+def _open_closed() -> None:
+    """Gives closed standard streams (`<&-`) /dev/null: the next socket would take their numbers."""
+    for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        if getattr(sys, name) is None:
+            null = os.open(os.devnull, os.O_RDWR)
+            if null != number:
+                os.dup2(null, number)
+                os.close(null)
+            os.set_inheritable(number, True)
+            setattr(sys, name, open(number, mode, encoding="utf-8", closefd=False))  # noqa: SIM115 - for good
 
 
 def execute(command: click.Command, arguments: Sequence[str]) -> int:
@@ -121,7 +135,7 @@ def _describe(error: BaseException) -> str:
             return str(error)
         case click.UsageError():
             hint = f" (see {error.ctx.command_path} --help)" if error.ctx is not None else ""
-            return error.format_message() + hint
+            return error.format_message().rstrip(".") + hint
         case click.ClickException():
             return error.format_message()
         case FileNotFoundError() if error.filename:

@@ -70,7 +70,9 @@ def cell(value: object) -> str:
         case str():
             return printable(value)
         case Mapping():
-            return ",".join(f"{printable(key)}={cell(item)}" for key, item in sorted(value.items()))
+            lists = any(isinstance(item, Iterable) and not isinstance(item, str) for item in value.values())
+            between = " " if lists else ","
+            return between.join(f"{printable(key)}={cell(item)}" for key, item in sorted(value.items()))
         case Iterable():
             return ",".join(cell(item) for item in value)
         case _:
@@ -169,10 +171,12 @@ def _print_table(rows: Sequence[Row], columns: Sequence[Column], file: TextIO) -
         max([cell_len(column.title), *(cell_len(line[index]) for line in cells)])
         for index, column in enumerate(columns)
     ]
-    console = Console(file=file, highlight=False, markup=False, emoji=False)
+    drawn = StringIO()  # written by us: where the reader has left, rich would exit with status 1
+    console = Console(file=drawn, force_terminal=file.isatty() or None, highlight=False, markup=False, emoji=False)
     console.print(_line([column.title for column in columns], ["bold"] * len(columns), widths), soft_wrap=True)
     for line in cells:
         console.print(_line(line, [column.style for column in columns], widths), soft_wrap=True)
+    file.write(drawn.getvalue())
 
 
 def _line(cells: Sequence[str], styles: Sequence[str], widths: Sequence[int]) -> "Text":

@@ -3,6 +3,7 @@
 Belongs here: the command itself, its groups, and the cluster's status. The groups' commands are in `tctl_*`.
 """
 
+from datetime import datetime
 from pathlib import Path
 
 import click
@@ -51,10 +52,12 @@ def status(beside: Beside, output: str) -> None:
     click.echo(f"Version   {printable(found.version)}")
     for pin in found.ca_pins:
         click.echo(f"CA pin    {printable(pin)}")
-    words = {"user": "users", "role": "roles", "node": "nodes", "db": "databases", "token": "tokens", "lock": "locks"}
-    click.echo("Counts    " + ", ".join(f"{found.counts.get(kind, 0)} {word}" for kind, word in words.items()))
+    words = {"user": "user", "role": "role", "node": "node", "db": "database", "token": "token", "lock": "lock"}
+    counts = {word: found.counts.get(kind, 0) for kind, word in words.items()}
+    click.echo("Counts    " + ", ".join(f"{count} {word}{'' if count == 1 else 's'}" for word, count in counts.items()))
     click.echo()
-    show(found.authorities, [Column("Authority", "kind"), Column("Valid until", "expires")])
+    rows = [{**one, "expires": datetime.fromisoformat(one["expires"])} for one in found.authorities]
+    show(rows, [Column("Authority", "kind"), Column("Valid until", "expires")])
 
 
 tctl.add_command(tctl_people.users)
