@@ -295,7 +295,10 @@ def _decode(kind: CaKind, cluster: str, value: bytes) -> tuple[Authority, ...]:
     document = _parse(value)
     try:
         if document["cluster"] != cluster:
-            raise AuthorityError(f"the store holds the CAs of cluster {document['cluster']}, not of {cluster}")
+            raise AuthorityError(
+                f"the store holds the CAs of cluster {document['cluster']}, not of {cluster}: keep the name with "
+                f"auth_service.cluster_name: {document['cluster']}, or begin a new cluster in another data_dir"
+            )
         found = tuple(
             Authority(
                 kind,
