@@ -89,10 +89,15 @@ class Proxy:
         self._over.set()
 
     async def drain(self) -> None:
-        """Accept no more; wait until running connections have ended, or their grace is over."""
+        """Accept no more; give running sessions their grace, and end what is left: agents come back by themselves."""
         if self._listener is not None:
-            self._listener.drain(GRACE_SECONDS)
+            self._listener.drain(GRACE_SECONDS if self._sessions() else 0.0)
             await self._over.wait()
+
+    def _sessions(self) -> bool:
+        """Whether anybody's session runs, rather than tunnels and watches alone."""
+        routes = (connection.route for connection in self.connections)
+        return any(route is not None and route.kind in (Kind.SSH, Kind.DATABASE) for route in routes)
 
     def sweep(self, now: datetime) -> None:
         """End what has expired or is locked."""

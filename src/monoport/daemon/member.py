@@ -83,8 +83,10 @@ async def member(
                 await cache.ready.wait()
                 host.trust(cache.cas)
                 unsubscribe = cache.subscribe(lambda _change: host.trust(cache.cas))
-                if host.renewal_due(datetime.now(UTC)) or not host.carries(names):
-                    await identities.renew(host, client, names or None)
+                if not host.carries(names):  # the configuration names others than it did
+                    await identities.renew(host, client, names)
+                elif host.renewal_due(datetime.now(UTC)):
+                    await _try_renewal(host, client, identities)
                 yield Member(role, host, client, cache, SpoolLog(spool), dial)
                 unsubscribe()
                 for task in tasks:
@@ -129,11 +131,15 @@ def _dial(config: Config, local: LocalAuth | None) -> Dial:
 async def _renew(host: Host, client: AuthClient, identities: Identities, done: Callable[[], None] | None) -> None:
     while True:
         await asyncio.sleep(RENEWAL_SECONDS)
-        if host.renewal_due(datetime.now(UTC)):
-            try:
-                await identities.renew(host, client)
-            except (Failure, OSError) as error:  # a full disk now must not end what the old certificate still allows
-                _log.error("host certificate not renewed", role=host.role, until=str(host.expires), error=str(error))
-                continue
-            if done is not None:
-                done()
+        if host.renewal_due(datetime.now(UTC)) and await _try_renewal(host, client, identities) and done is not None:
+            done()
+
+
+async def _try_renewal(host: Host, client: AuthClient, identities: Identities) -> bool:
+    """Renew; where that fails, whatever the old certificate still allows goes on, and it is tried again later."""
+    try:
+        await identities.renew(host, client)
+    except (Failure, OSError) as error:
+        _log.error("host certificate not renewed", role=host.role, until=str(host.expires), error=str(error))
+        return False
+    return True

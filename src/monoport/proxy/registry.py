@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -67,7 +67,7 @@ class Connections:
     def __len__(self) -> int:
         return len(self._live)
 
-    def __iter__(self) -> Iterable[Connection]:
+    def __iter__(self) -> Iterator[Connection]:
         return iter(list(self._live.values()))
 
     def get(self, connection: str) -> Connection | None:

@@ -13,7 +13,8 @@ import asyncssh
 from asyncssh.channel import SSHForwardChannel
 from asyncssh.constants import MSG_CHANNEL_EOF
 
-from monoport.net.relay import Meter, relay
+from monoport.net.meter import Meter
+from monoport.net.relay import relay
 from monoport.net.stream import HIGH_WATER, LOW_WATER, Data, Stream
 from monoport.tunnel.link import ClientLink, ServerLink
 
