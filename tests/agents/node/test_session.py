@@ -6,6 +6,8 @@ import pwd
 import asyncssh
 import pytest
 
+from monoport.agents.node.process import _groups
+
 
 async def test_exec_runs_as_the_login_user(world):
     async with world.connected() as client:
@@ -161,6 +163,30 @@ async def test_a_lock_ends_the_session(world, lock):
         world.locks.append(lock(user="alice"))
         await client.wait_closed()
         assert str((await world.event("session.end"))["exit"]).startswith("locked")
+
+
+async def test_a_lock_ends_what_runs_also_where_the_proxy_cut_the_connection_first(world, lock):
+    async with world.connected() as client:
+        stubborn = "trap '' HUP TERM; (trap '' HUP; exec sleep 1000) & echo $$ $!; while :; do sleep 1; done"
+        process = await client.create_process(stubborn)
+        numbers = [int(word) for word in (await process.stdout.readline()).split()]
+        client.abort()
+        await client.wait_closed()
+        world.locks.append(lock(user="alice"))  # here, the proxy has acted upon it already
+        assert str((await world.event("session.end"))["exit"]).startswith("locked")
+    await world.until(lambda: not any(alive(number) for number in numbers))
+
+
+async def test_a_process_that_forks_all_the_time_does_not_escape_a_lock(world, lock):
+    # it gives up after five seconds by itself: where it escapes, it must not fill this machine's table of processes
+    hopping = "echo $$; exec perl -e '$SIG{HUP} = q(IGNORE); my $end = time + 5; while (time < $end) { exit if fork }'"
+    async with world.connected() as client:
+        process = await client.create_process(hopping)
+        session = int(await process.stdout.readline())
+        world.locks.append(lock(user="alice"))
+        await client.wait_closed()
+        await world.event("session.end")
+    assert not list(_groups(session))
 
 
 async def test_more_than_ten_sessions_are_refused(world):

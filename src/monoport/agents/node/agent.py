@@ -27,6 +27,7 @@ from monoport.tunnel.dial import DialRefused
 from monoport.tunnel.preface import Kind as Wanted
 from monoport.tunnel.preface import Preface
 
+LATE = 2  # ticks after a connection is gone: the proxy, which cuts it for a lock too, may have heard of it before us
 TICK = 1.0  # seconds between looks at the lease; a session must be over 5 s after its certificate or a lock says so
 KEEPALIVE = 15.0  # seconds between probes of a silent client, as many people's ServerAliveInterval
 MISSED = 4  # unanswered probes after which it is taken for dead
@@ -144,19 +145,28 @@ class Node:
         def end(reason: str) -> None:
             if server.host is not None:
                 server.host.ending = reason
-            made.disconnect(asyncssh.DISC_BY_APPLICATION, f"session ended: {reason}")
+            if not made.is_closed():
+                made.disconnect(asyncssh.DISC_BY_APPLICATION, f"session ended: {reason}")
 
         leases = Leases()
         names = (node.metadata.name, node.spec.hostname)
         permit = admission.permit
         leases.add(admission.identity, permit.until, end, nodes=names, login=admission.account.login)
-        while not made.is_closed():
-            leases.sweep(self._now(), self._cache.locks)
-            try:
-                async with asyncio.timeout(self._tick):
-                    await made.wait_closed()
-            except TimeoutError:
-                continue
+        try:
+            while not made.is_closed():
+                leases.sweep(self._now(), self._cache.locks)
+                try:
+                    async with asyncio.timeout(self._tick):
+                        await made.wait_closed()
+                except TimeoutError:
+                    continue
+            for _ in range(LATE):
+                if leases.sweep(self._now(), self._cache.locks) or not leases:
+                    break
+                await asyncio.sleep(self._tick)
+        finally:
+            if server.host is not None:
+                server.host.decided.set()
 
 
 async def _guarded(work: Coroutine[Any, Any, None], log: structlog.typing.FilteringBoundLogger) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from monoport.agents.node import child
 
+ROUNDS = 4  # of SIGKILL: a look at /proc takes a millisecond or two, and a new group may be made meanwhile
 GRACE = 2.0  # seconds between SIGHUP and SIGKILL when a session must end, well inside the 5 s that it has
 
 
@@ -106,16 +107,18 @@ class Child:
     async def end(self) -> None:
         """End everything that still runs in the child's session: SIGHUP, then SIGKILL after GRACE seconds."""
         await self.hang_up()
-        self.signal_all(signal.SIGKILL)
+        for _ in range(ROUNDS):
+            self.signal_all(signal.SIGKILL)
+            await asyncio.sleep(0)
         await self.gone()
 
     def signal_all(self, number: int) -> None:
-        """Signal every process of the child's session, whatever group a shell has put it into."""
-        for process in _members(self.pid):
-            try:
-                os.kill(process, number)
-            except ProcessLookupError:
-                continue
+        """Signal every process group of the child's session.
+
+        By groups, not one by one: for the kernel that is one step, which a process that forks and exits cannot outrun.
+        """
+        for group in {self.pid, *_groups(self.pid)}:
+            self.signal_group(number, group)
 
     def forget(self) -> None:
         """Hang up what is left of the first group, and let the child go."""
@@ -135,8 +138,8 @@ class Child:
         os.close(self._handle)
 
 
-def _members(session: int) -> Iterator[int]:
-    """Every process of a session (proc(5): the sixth field of stat, counted behind the name's last parenthesis)."""
+def _groups(session: int) -> Iterator[int]:
+    """The group of every process of a session that still runs (proc(5): stat, behind the last parenthesis)."""
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
             continue
@@ -144,5 +147,5 @@ def _members(session: int) -> Iterator[int]:
             fields = (entry / "stat").read_bytes().rpartition(b")")[2].split()
         except (FileNotFoundError, ProcessLookupError):
             continue
-        if fields and int(fields[3]) == session:
-            yield int(entry.name)
+        if fields and int(fields[3]) == session and fields[0] not in b"ZX":
+            yield int(fields[2])

@@ -126,6 +126,8 @@ class NodeServer(asyncssh.SSHServer):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._link = None
+        if self.host is not None:
+            self.host.cut = True
         if self._accepting is not None:
             self._accepting.cancel()
         if self._opener is not None:

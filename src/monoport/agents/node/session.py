@@ -11,7 +11,7 @@ import os
 import signal
 import termios
 from collections.abc import Callable, Coroutine, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import asyncssh
@@ -37,7 +37,8 @@ class Host:
     """What the sessions of one connection share.
 
     facts: connection, user, source, login and node, for every event. start: runs a coroutine in the connection's group.
-    agent_path: the forwarded agent's socket, if there is one.
+    agent_path: the forwarded agent's socket, if there is one. cut: the connection is gone. decided: it is known whether
+    that was because the permit has ended.
     """
 
     account: Account
@@ -48,6 +49,8 @@ class Host:
     log: structlog.typing.FilteringBoundLogger
     agent_path: str | None = None
     ending: str = ""  # why the permit has ended, once it has
+    cut: bool = False
+    decided: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class Session(asyncssh.SSHServerSession[bytes]):
@@ -260,6 +263,9 @@ class Session(asyncssh.SSHServerSession[bytes]):
     async def _hang_up(self, running: Child) -> str:
         """The channel is gone: as sshd, hang up; where the permit has ended, leave nothing running."""
         self._close()
+        if self._host.cut and not self._host.ending:
+            running.signal_all(signal.SIGHUP)
+            await self._host.decided.wait()
         if self._host.ending:
             await running.end()
         else:
