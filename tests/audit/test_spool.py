@@ -228,6 +228,30 @@ async def test_shipping_tries_again_with_growing_pauses_and_loses_nothing(spool,
     assert receiver.pauses == [1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0, 30.0]
 
 
+async def test_a_place_that_cannot_be_written_down_ends_nothing(spool, ids, tmp_path):
+    """A full or read-only disk may keep the events and refuse to note that they were shipped."""
+    [folder] = list(tmp_path.rglob("events-*.log"))
+    in_the_way = folder.parent / "shipped.new"
+    in_the_way.mkdir()
+    receiver = Receiver()
+    event = make(ids, "test.ship", {})
+
+    async def sleep(seconds: float) -> None:
+        await receiver.sleep(seconds)
+        in_the_way.rmdir()
+
+    await spool.append(event)
+    async with asyncio.TaskGroup() as group:
+        shipping = group.create_task(ship(spool, receiver.send, sleep=sleep, rand=lambda: 1.0))
+        await receiver.wait_for(2)
+        later = make(ids, "test.ship", {})
+        await spool.append(later)
+        await receiver.wait_for(3)
+        shipping.cancel()
+    assert receiver.seen == [event.id, event.id, later.id]
+    assert receiver.pauses == [1.0]
+
+
 async def test_what_was_shipped_before_a_restart_is_not_shipped_again(tmp_path, ids):
     receiver = Receiver()
     spool = await Spool.open(tmp_path)

@@ -39,11 +39,12 @@ async def ship(
     """
     failures = 0
     while True:
-        await spool.wait_unshipped()
-        batch = await spool.unshipped(BATCH)
         try:
+            await spool.wait_unshipped()
+            batch = await spool.unshipped(BATCH)
             if batch.events:
                 await send(batch.events)
+            await spool.shipped(batch)  # a full disk may refuse even that: the same events are then sent again
         except (Failure, OSError) as error:
             failures += 1
             pause = min(LAST_DELAY, FIRST_DELAY * 2 ** min(failures, 16)) * (0.5 + rand() / 2)
@@ -51,4 +52,3 @@ async def ship(
             await sleep(pause)
             continue
         failures = 0
-        await spool.shipped(batch)
