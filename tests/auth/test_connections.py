@@ -2,6 +2,7 @@
 
 import asyncio
 import ssl
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -274,6 +275,17 @@ async def test_a_batch_of_the_largest_events_fits(world):
     ids = EventIds(world.clock)
     await proxy.emit([make(ids, "db.query", {"a": "\x00" * 10_000}) for _ in range(40)])
     assert len((await world.admin_client().events_list(100, None, "db.query")).events) == 40
+
+
+async def test_an_agent_cannot_make_the_audit_log_unreadable_or_write_into_its_future(world):
+    node, _ = await world.host_client("node", "node-one")
+    ids = EventIds(world.clock)
+    event = make(ids, "session.start", {"user": "alice@example.com"})
+    with pytest.raises(AuthError, match="limit"):
+        await node.emit([replace(event, fields={"user": "a" * 900_000})])
+    await node.emit([replace(event, time=world.clock() + timedelta(days=3650))])
+    [kept] = (await world.admin_client().events_list(10, None, "session.start")).events
+    assert kept.time <= world.clock()
 
 
 async def test_a_flood_of_one_callers_connections_is_bounded(world, monkeypatch):

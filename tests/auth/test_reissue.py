@@ -155,6 +155,12 @@ class TestDatabaseClient:
         assert certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)[0].value == "app"
         certificate.verify_directly_issued_by(x509.load_pem_x509_certificate(world.auth.cas.dbclient[0].encode()))
         assert answer.expires - world.clock() <= timedelta(hours=1)
+        [event] = (await world.auth.administration.events(world.admin, 10, None, "certificate.database_client")).events
+        assert (event.fields["user"], event.fields["db_user"], event.fields["database"]) == (
+            "alice@example.com",
+            "app",
+            "prod",
+        )
 
     async def test_it_never_outlives_the_users_certificate(self, world, prod):
         ends = world.clock() + timedelta(minutes=5)

@@ -17,7 +17,7 @@ from monoport.access.decide import DatabaseLogin, Denied, authorize, visible
 from monoport.access.identity import Destination, Identity, IdentityError, Kind, from_x509
 from monoport.access.locks import lock_for
 from monoport.access.resources import Database, Resource, Role, User
-from monoport.audit.events import Event, EventIds, make
+from monoport.audit.events import Event, EventIds, encode, make
 from monoport.auth import messages
 from monoport.auth.authorities import TrustedCas
 from monoport.auth.eventlog import EventLog
@@ -202,7 +202,12 @@ class Service:
         for event in events:
             if event.type.startswith(OWN_EVENTS):
                 raise Forbidden(f"events of type {event.type} are the auth service's own", f"emitted by {caller}")
-        marked = [replace(event, fields={**event.fields, "host_id": caller.name}) for event in events]
+            encode(event)  # raises EventError: one too large for a spool would make pages too large to be read
+        now = self.parts.now()  # an event dated ahead would stand before all others for as long
+        marked = [
+            replace(event, time=min(event.time, now), fields={**event.fields, "host_id": caller.name})
+            for event in events
+        ]
         await self.parts.events.append(marked)
 
     async def database_client(self, caller: Identity, request: messages.DatabaseClient) -> messages.Certificate:
@@ -220,9 +225,19 @@ class Service:
         if isinstance(decision, Denied):
             raise Forbidden(decision.reason, decision.rule)
         longest = DATABASE_SESSION if request.ttl is None else min(timedelta(seconds=request.ttl), DATABASE_SESSION)
-        return self.parts.issuer.database_client(
+        certificate = self.parts.issuer.database_client(
             request.public_key, request.user, min(decision.until, self.parts.now() + longest)
         )
+        await self.record(
+            "certificate.database_client",
+            user=str(user),
+            database=request.name,
+            db_user=request.user,
+            db_name=request.database,
+            host_id=caller.name,
+            expires=certificate.expires.isoformat(),
+        )
+        return certificate
 
     def _passed_along(self, pem: str) -> Identity:
         try:
