@@ -6,6 +6,7 @@ import pytest
 from cryptography import x509
 
 from monoport.access.identity import from_ssh, from_x509
+from monoport.access.resources import MAX_TTL
 from monoport.auth import messages
 from monoport.auth.keys import generate
 from monoport.auth.refusals import Conflict, Exists, Invalid, LoginLocked, NotFound, UserLocked, WrongPassword
@@ -92,6 +93,13 @@ async def test_a_locked_user_learns_it_only_with_the_right_password(world, proxy
         await world.auth.service.authenticate(proxy, login())
     await world.auth.administration.delete(world.admin, "lock", "stop")
     assert await world.auth.service.authenticate(proxy, login())
+
+
+async def test_the_lock_on_a_removed_user_outlives_every_certificate_that_roles_may_have_allowed(world):
+    await world.add_user()
+    await world.auth.administration.delete(world.admin, "user", "alice")
+    [lock] = await world.auth._parts.resources.locks()
+    assert lock.in_force(world.clock() + MAX_TTL - timedelta(minutes=1))
 
 
 async def test_removing_a_user_locks_what_they_still_hold_and_the_name_can_come_back(world, proxy):

@@ -11,6 +11,7 @@ from typing import assert_never
 from monoport.access.decide import visible
 from monoport.access.identity import Identity, Kind
 from monoport.access.resources import (
+    MAX_TTL,
     Database,
     Lock,
     LockSpec,
@@ -24,9 +25,7 @@ from monoport.access.resources import (
     User,
     UserSpec,
 )
-from monoport.access.roles import session_ttl
 from monoport.auth import messages
-from monoport.auth.issue import USER_TTL
 from monoport.auth.permissions import require_current, require_verb
 from monoport.auth.refusals import Conflict, Forbidden, Invalid, NotFound
 from monoport.auth.service import Service
@@ -168,11 +167,9 @@ class Administration:
         await self._note(caller, "user.reset", name=name)
 
     async def _remove_user(self, name: str) -> None:
-        user = await self._parts.users.get(name)
-        roles = await self._parts.resources.roles()
-        longest = session_ttl([roles[role] for role in user.spec.roles if role in roles], USER_TTL)
+        await self._parts.users.get(name)
         # First the lock, then the account: whatever happens between, nobody is left with a certificate and no lock.
-        until = self._parts.now() + longest
+        until = self._parts.now() + MAX_TTL  # today's roles need not be those that certificates were issued by
         lock = Lock(
             metadata=Metadata(name=_removal(name), expires=until),
             spec=LockSpec(target=LockTarget(user=name), message="the user was removed", expires=until),
