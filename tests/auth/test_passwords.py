@@ -128,6 +128,20 @@ async def test_names_that_strangers_try_do_not_fill_the_memory(passwords, monkey
     assert len(passwords._tries) == 3
 
 
+async def test_tries_that_are_turned_away_make_nobodys_failures_forgotten(passwords, monkeypatch):
+    monkeypatch.setattr("monoport.auth.passwords.MAX_TRACKED", 3)
+    for _ in range(MAX_FAILURES):
+        with pytest.raises(WrongPassword):
+            await passwords.check("alice", "wrong", None)
+    monkeypatch.setattr("monoport.auth.passwords.MAX_WAITING", 0)
+    for number in range(10):
+        with pytest.raises(TooBusy):
+            await passwords.check(f"stranger{number}", "wrong", None)
+    monkeypatch.setattr("monoport.auth.passwords.MAX_WAITING", MAX_WAITING)
+    with pytest.raises(LoginLocked):
+        await passwords.check("alice", "wrong", None)
+
+
 async def test_short_and_overlong_passwords_are_refused_when_set(passwords):
     with pytest.raises(Invalid, match="at least 8"):
         await passwords.hash("short")

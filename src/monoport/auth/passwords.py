@@ -77,8 +77,8 @@ class Passwords:
         Raises:
             WrongPassword, LoginLocked, TooBusy.
         """
-        tries = self._remember(name)
-        with self._queued():
+        with self._queued():  # before it is remembered: who is turned away here has not paid for a place in memory
+            tries = self._remember(name)
             async with tries.turn:  # one try at a time for a name, so that a burst cannot outrun the counter
                 return await self._try(tries, password, stored)
 
