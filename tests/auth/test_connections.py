@@ -330,6 +330,9 @@ async def test_closing_the_service_ends_its_callers(tmp_path, clock):
         await local.ready.wait()
         pair, node = await local.admit("node", "node-one")
         async with AuthClient(local.dial(), Credentials(node.certificate, pair.private, node.cas)) as client:
+            await client.emit([make(EventIds(clock), "session.start", {})])
+            for name in ("auth.db", "events.db", "events.db-wal"):
+                assert (tmp_path / "d" / name).stat().st_mode & 0o777 == 0o600
             watch = client.watch()
             await anext(watch)
             running.cancel()

@@ -6,6 +6,7 @@ other hosts, is `monoport.audit`. They are not in `storage`: nobody watches them
 
 import asyncio
 import json
+import os
 import sqlite3
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -92,6 +93,8 @@ class EventLog:
 
     def _opened(self) -> sqlite3.Connection:
         if self._database is None:
+            if self._path != ":memory:":  # SQLite would make it 0644
+                os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
             database = sqlite3.connect(self._path, check_same_thread=False)
             database.execute("PRAGMA journal_mode=WAL")
             database.execute("PRAGMA synchronous=FULL")  # a commit is on the disk before it returns
