@@ -255,7 +255,7 @@ What the design owes to measurements, and what was measured and rejected, is in
 def main() -> int:
     """Run what was asked for; 1 when a bar is not met."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else "")
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--rounds", type=int, default=11)
     parser.add_argument("--scale", type=float, default=1.0, help="of the amounts per round")
     parser.add_argument("--only", default="monoport,haproxy,nginx")
     parser.add_argument("--work", default=",".join(work.name for work in WORKS))
