@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 import stat
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 
 from monoport.auth.authorities import CaKind, pin
+from monoport.client.front import blind_context, web_context
 from monoport.client.login import Request, login
 from monoport.client.profile import Home
 from monoport.errors import Failure
@@ -60,6 +62,11 @@ async def test_pin_login_uses_the_bootstrap_name_twice_and_the_password_only_on_
         await sign_in(home, web, ca_pin=pin_of(cas).upper().replace("SHA256", "sha256"))
     assert web.server_names == ["bootstrap.teleport.cluster.local"] * 2
     assert [each.path for each in web.seen] == ["/webapi/cas", "/webapi/ping", "/webapi/login"]
+
+
+@pytest.mark.parametrize("context", [web_context, blind_context])
+def test_no_login_goes_through_tls_older_than_1_2(context: Any) -> None:
+    assert context().minimum_version is ssl.TLSVersion.TLSv1_2
 
 
 async def test_pin_mismatch_is_refused_before_the_password_is_asked(home: Home, cas: Cas) -> None:

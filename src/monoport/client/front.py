@@ -20,6 +20,7 @@ TLS_TIMEOUT = 10.0  # seconds for the handshake, the proxy's own limit
 BOOTSTRAP = "bootstrap.teleport.cluster.local"  # SNI of first login and join, shown the host CA's certificate
 SSH_ALPN = "teleport-proxy-ssh"
 HTTP_ALPN = "http/1.1"
+_LEAST = ssl.TLSVersion.TLSv1_2  # of the web; said here since Debian's Python leaves even TLS 1.0 to OpenSSL's settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +63,7 @@ def cluster_context(host_cas: tuple[str, ...], alpn: str, credentials: Credentia
 def web_context(more_cas: tuple[str, ...] = ()) -> ssl.SSLContext:
     """A context for the web certificate: the system's roots, and the CAs of an earlier login."""
     context = ssl.create_default_context()
+    context.minimum_version = _LEAST
     context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
     if more_cas:
         _trust(context, more_cas)
@@ -72,6 +74,7 @@ def web_context(more_cas: tuple[str, ...] = ()) -> ssl.SSLContext:
 def blind_context() -> ssl.SSLContext:
     """A context that verifies nothing: for fetching what is then compared with a pin, and for `--insecure`."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = _LEAST
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
     context.set_alpn_protocols([HTTP_ALPN])
