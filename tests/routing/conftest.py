@@ -68,6 +68,7 @@ def captured() -> Callable[..., bytes]:
 def _capture(server_name: str | None, alpn: Sequence[str]) -> bytes:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
+    context.minimum_version = ssl.TLSVersion.TLSv1_2  # Debian's Python has no minimum of its own
     if alpn:
         context.set_alpn_protocols(list(alpn))
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()

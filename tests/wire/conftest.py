@@ -15,6 +15,7 @@ def captured() -> Callable[..., bytes]:
     ) -> bytes:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.check_hostname = False
+        context.minimum_version = ssl.TLSVersion.TLSv1_2  # Debian's Python has no minimum of its own
         context.maximum_version = maximum
         if alpn:
             context.set_alpn_protocols(list(alpn))

@@ -65,7 +65,7 @@ def test_an_object_that_is_too_large_is_not_written():
         b'{"a":Infinity}',
         b'{"a":"\xff"}',
         b"\xef\xbb\xbf{}",
-        b'{"a":' + b"[" * 5000 + b"]" * 5000 + b"}",
+        b'{"a":' + b"[" * 30_000 + b"]" * 30_000 + b"}",
         b'{"a":' + b"9" * 5000 + b"}",
     ],
 )

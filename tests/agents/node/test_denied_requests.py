@@ -89,4 +89,5 @@ async def test_signals_that_the_agent_ignores_are_the_programs_own_again(world):
             found = await client.run("grep SigIgn /proc/self/status")
     finally:
         signal.signal(signal.SIGUSR2, before)
-    assert int(found.stdout.split()[1], 16) == 0
+    settable = sum(1 << (number - 1) for number in signal.valid_signals())  # the C library keeps 32 and 33 to itself
+    assert int(found.stdout.split()[1], 16) & settable == 0
