@@ -206,6 +206,22 @@ def test_after_a_failed_sync_nothing_is_taken_any_more(tmp_path, line, monkeypat
     segments.close()
 
 
+def test_a_file_that_can_be_repaired_again_is_written_again(tmp_path, line, monkeypatch):
+    segments = Segments(tmp_path)
+    segments.write([line(1)])
+    with monkeypatch.context() as disk:
+        disk.setattr(os, "write", lambda file, data: os.pwrite(file, data[:7], 0) and failing(os.write, errno.EROFS)())
+        disk.setattr(os, "ftruncate", failing(os.ftruncate, errno.EROFS))
+        with pytest.raises(SpoolError):
+            segments.write([line(2)])
+    segments.write([line(3)])
+    assert numbers(segments) == [1, 3]
+    segments.close()
+    again = Segments(tmp_path)
+    assert numbers(again) == [1, 3]
+    again.close()
+
+
 def test_a_file_that_cannot_be_repaired_is_not_written_any_more(tmp_path, line, monkeypatch):
     segments = Segments(tmp_path)
     monkeypatch.setattr(os, "write", failing(os.write, errno.EIO))

@@ -9,10 +9,12 @@ off at the next start; a damaged line elsewhere is skipped and reported, never a
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NamedTuple, final
@@ -68,6 +70,7 @@ class Segments:
         self._limit = segment
         self._capacity = capacity
         self._broken = ""
+        self._torn: int | None = None  # size to which the file must be cut back before anything is added to it
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._sizes = dict(self._scan())
@@ -86,6 +89,8 @@ class Segments:
         """
         if self._broken:
             raise SpoolError(self._broken)
+        if self._torn is not None:
+            self._undo(self._torn)
         data = b"".join(lines)
         if sum(self._sizes.values()) + len(data) > self._capacity:
             raise SpoolError(f"the spool {self._folder} is full: limit {self._capacity} bytes")
@@ -96,7 +101,9 @@ class Segments:
                 before = 0
             _write_all(self._file, data)
         except OSError as error:
-            self._undo(before)
+            self._torn = before
+            with suppress(SpoolError):  # a disk may be read-only for a while: the next write begins by trying again
+                self._undo(before)
             raise SpoolError(f"cannot write to the spool {self._folder}: {error.strerror or error}") from error
         try:
             os.fdatasync(self._file)
@@ -212,7 +219,11 @@ class Segments:
         try:
             os.ftruncate(self._file, size)
         except OSError as error:
-            self._broken = f"cannot repair the spool {self._folder}: {error.strerror or error}"
+            text = f"cannot repair the spool {self._folder}: {error.strerror or error}"
+            if error.errno == errno.EIO:  # the disk itself: what it holds is unknown from here on
+                self._broken = text
+            raise SpoolError(text) from error
+        self._torn = None
 
     def _load_position(self) -> Position:
         try:
