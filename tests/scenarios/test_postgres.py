@@ -92,6 +92,8 @@ async def test_a_denial_names_the_refused_user_or_database(
         await psql.login(user, database)
     assert str(said.value) == says
     assert server.users == []
+    row = cluster.proxy.connections.rows()[-1]
+    assert (row["code"], row["user"], row["kind"]) == ("database_denied", "alice@example.com", "database")
 
 
 async def test_a_session_ends_with_its_certificate(cluster: Cluster, server: Server) -> None:

@@ -272,7 +272,8 @@ def _refused(connection: Connection, code: str, reason: str, rule: str = "") -> 
     """Keep a refusal where `tctl conns ls` and the log show it."""
     connection.ended = reason
     refusal = Refusal(code, reason, rule=rule)
-    connection.front.connections.refused(connection.id, connection.source, refusal, connection.route)
+    connections = connection.front.connections
+    connections.refused(connection.id, connection.source, refusal, connection.route, connection.identity)
 
 
 def _agent_ends(reason: str) -> None:

@@ -45,8 +45,8 @@ class Turned:
     time: float
     source: Source
     refusal: Refusal
-    server_name: str | None
-    alpn: tuple[str, ...]
+    route: Route | None
+    user: str | None
 
 
 class Connections:
@@ -134,17 +134,25 @@ class Connections:
                 ended=ended,
             )
 
-    def refused(self, connection: str, source: Source, refusal: Refusal, route: Route | None = None) -> None:
-        """A connection was turned away: count, keep and log it."""
+    def refused(
+        self,
+        connection: str,
+        source: Source,
+        refusal: Refusal,
+        route: Route | None = None,
+        identity: Identity | None = None,
+    ) -> None:
+        """A connection was turned away: count, keep and log it, with its route and user where they were known."""
         self.refused_by_code[str(refusal.code)] += 1
-        name, alpn = (route.server_name, route.alpn) if route is not None else (None, ())
-        self._refusals.append(Turned(connection, time.time(), source, refusal, name, alpn))
+        user = str(identity) if identity is not None else None
+        self._refusals.append(Turned(connection, time.time(), source, refusal, route, user))
         self._log.info(
             "refused",
             connection=connection,
             source=source[0],
             code=str(refusal.code),
             rule=refusal.rule or (route.rule if route is not None else None),
+            user=user,
             reason=refusal.reason,
         )
 
@@ -199,18 +207,19 @@ def _live_row(connection: Connection) -> dict[str, Any]:
 
 
 def _refusal_row(turned: Turned) -> dict[str, Any]:
+    route = turned.route
     return {
         "id": turned.connection,
         "state": "refused",
         "source": _address(turned.source),
         "started": _iso(turned.time),
-        "kind": None,
+        "kind": route.kind.value if route else None,
         "rule": turned.refusal.rule or None,
-        "protocol": None,
-        "target": None,
-        "server_name": _shown(turned.server_name),
-        "alpn": [_shown(name) for name in turned.alpn],
-        "user": None,
+        "protocol": route.protocol if route else None,
+        "target": route.target if route else None,
+        "server_name": _shown(route.server_name) if route else None,
+        "alpn": [_shown(name) for name in route.alpn] if route else [],
+        "user": turned.user,
         "bytes_in": 0,
         "bytes_out": 0,
         "code": str(turned.refusal.code),
