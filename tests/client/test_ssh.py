@@ -98,7 +98,7 @@ async def test_a_refused_node_is_one_line(home: Home, cas: Cas) -> None:
         signed_in(home, cas, proxy.address.port)
         status, out, err = await run(home, "proxy", "ssh", "--user=root", "nowhere:22")
     assert (status, out) == (1, b"")
-    assert err == "tsh: nowhere: no node nowhere in example.com\n"
+    assert err == "tsh: no node nowhere in example.com\n"
 
 
 async def test_an_ended_login_is_one_line_and_never_reaches_the_proxy(home: Home, cas: Cas) -> None:

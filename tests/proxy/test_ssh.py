@@ -138,7 +138,7 @@ async def test_a_user_without_logins_signs_in_but_reaches_nothing(shop):
 
 async def test_unknown_offline_and_denied_are_told_apart_and_only_the_log_says_why(shop):
     async with shop.signed_in() as client:
-        with pytest.raises(asyncssh.ChannelOpenError, match=r"^node nowhere is unknown$"):
+        with pytest.raises(asyncssh.ChannelOpenError, match=r"^node nowhere is unknown: tsh ls lists"):
             await reach(client, "nowhere")
         with pytest.raises(asyncssh.ChannelOpenError, match=r"^node web is offline$"):
             await reach(client, "web")

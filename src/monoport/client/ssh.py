@@ -121,7 +121,8 @@ async def open_node(link: ClientLink, target: Target) -> ChannelStream:
             await link.create_connection(lambda: session, target.host, target.port, window=WINDOW, max_pktsize=PACKET)
             return session.stream
     except asyncssh.ChannelOpenError as error:
-        raise Failure(f"{target.host}: {error.reason}") from None
+        named = target.host in error.reason
+        raise Failure(error.reason if named else f"{target.host}: {error.reason}") from None
     except TimeoutError:
         raise Failure(f"{target.host}: no answer within {OPEN_TIMEOUT:g} s") from None
 
