@@ -81,6 +81,14 @@ class Beside:
                 raise Failure(f"{self._not_running()} ({error.__cause__})") from error
             raise
 
+    def reach(self) -> None:
+        """Raises Failure where the auth service cannot be asked: to be said before people are asked for anything."""
+
+        async def status(client: AuthClient) -> None:
+            await client.status()
+
+        self.ask(status)
+
     def ask_daemon(self, path: str, body: object = None) -> Any:
         """The JSON that the daemon answers on its own socket; raises Failure if it is not running."""
         return wait(self._ask_daemon(path, body))

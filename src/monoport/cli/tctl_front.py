@@ -52,7 +52,13 @@ def events_ls(beside: Beside, event_type: str | None, limit: int, output: str) -
 
 
 def _rest(row: dict[str, Any]) -> str:
-    return " ".join(f"{name}={cell(value)}" for name, value in row.items() if name not in _SHOWN_APART)
+    cells = {name: cell(value) for name, value in row.items() if name not in _SHOWN_APART}
+    return " ".join(f"{name}={_quoted(text)}" for name, text in cells.items() if text)
+
+
+def _quoted(text: str) -> str:
+    """The text, within quotes where blanks could be taken for its end."""
+    return '"' + text.replace('"', '\\"') + '"' if " " in text else text
 
 
 @click.group(cls=Group)

@@ -46,6 +46,7 @@ def users_add(  # noqa: PLR0917 - click passes every option by its name
         raise Failure("--roles names no role: expected at least one, such as access")
     traits = {"logins": logins, "db_users": db_users, "db_names": db_names}
     given = {trait: values for trait, values in traits.items() if values}
+    beside.reach()
     password = choose_password(name, password_stdin)
 
     async def add(client: AuthClient) -> None:
@@ -91,6 +92,7 @@ def users_rm(beside: Beside, name: str) -> None:
 @pass_beside
 def users_reset(beside: Beside, name: str, password_stdin: bool) -> None:
     """Set another password for NAME; ends the lock after failed logins too."""
+    beside.reach()
     password = choose_password(name, password_stdin)
 
     async def reset(client: AuthClient) -> None:

@@ -26,7 +26,7 @@ from monoport.access.resources import (
 from monoport.auth.client import AuthClient
 from monoport.cli.beside import Beside, pass_beside
 from monoport.cli.options import DURATION
-from monoport.cli.run import Group
+from monoport.cli.run import Group, warn
 from monoport.cli.tables import Column, document, format_option, printable, show
 from monoport.errors import Failure
 
@@ -46,7 +46,7 @@ def create(beside: Beside, file: Path, force: bool) -> None:
         for resource in resources:
             await client.create(resource, force)
             name = "" if resource.kind == "token" else f"/{resource.name}"
-            click.echo(f"{resource.kind}{printable(name)} created")
+            click.echo(f"{resource.kind}{printable(name)} {'written' if force else 'created'}")
 
     beside.ask(store)
 
@@ -170,10 +170,12 @@ def lock(  # noqa: PLR0917 - click passes every option by its name
         )
     )
 
-    async def store(client: AuthClient) -> None:
+    async def store(client: AuthClient) -> bool:
         await client.create(made, force=True)
+        return kind in {"user", "role"} and target not in {one.name for one in await client.list(kind)}
 
-    beside.ask(store)
+    if beside.ask(store):
+        warn(f"there is no {kind} {target} now; the lock holds for certificates that still say so")
     until = "until it is removed" if expires is None else f"until {expires:%Y-%m-%d %H:%M:%S} UTC"
     click.echo(f"{kind} {printable(target)} locked {until}; lift it with: tctl rm lock/{printable(name)}")
 
