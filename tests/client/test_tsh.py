@@ -114,6 +114,7 @@ def test_logout_of_one_and_of_all(home: Home, cas: Cas) -> None:
         (("login", "--proxy=a:b"), "'a:b' is not a proxy address"),
         (("login", "--proxy=x:1", "--ca-pin=y", "--insecure"), "exclude each other"),
         (("login", "--proxy=x:1", "--user=a", "--ttl=soon"), "--ttl soon"),
+        (("login", "--proxy=x:1", "--user=a", "--ttl=9000h"), "--ttl 9000h: expected at most 8784h"),
         (("login", "--proxy=127.0.0.1:1", "--user=a"), "cannot reach the proxy: 127.0.0.1:1"),
         (("proxy", "db", "-p", "1", "--listen", "127.0.0.1:1", "x"), "exclude each other"),
         (("proxy", "db", "-p", "70000", "x"), "70000"),
@@ -125,6 +126,17 @@ def test_bad_words_are_one_line(home: Home, words: tuple[str, ...], says: str) -
     assert done.returncode == 1
     assert says in done.stderr
     assert len(done.stderr.splitlines()) == 1, done.stderr
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_home_that_cannot_be_written_is_said_before_the_password_is_asked(tmp_path: Path) -> None:
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o500)
+    done = tsh(Home(closed / "tsh"), "login", "--proxy=127.0.0.1:1", "--user=a")
+    assert (done.returncode, done.stderr) == (
+        1,
+        f"tsh: cannot write to {closed}/tsh: set TSH_HOME to a folder of yours\n",
+    )
 
 
 def test_a_traceback_is_shown_only_when_asked_for(home: Home) -> None:

@@ -10,18 +10,29 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from monoport.errors import Failure
+
 PRIVATE_FILE = 0o600
 PRIVATE_FOLDER = 0o700
 
 
 def make_folder(folder: Path) -> None:
-    """Creates the folder and its parents, 0700 each; one that exists and is ours is narrowed to that."""
+    """Creates the folder and its parents, 0700 each; those that exist stay as they are."""
     missing = []
     while not folder.is_dir():
         missing.append(folder)
         folder = folder.parent
     for each in reversed(missing):
         each.mkdir(mode=PRIVATE_FOLDER, exist_ok=True)
+
+
+def check_writable(folder: Path) -> None:
+    """Raises Failure if the folder can be neither written nor made."""
+    there = str(folder)
+    while not os.path.isdir(there) and there != os.path.dirname(there):
+        there = os.path.dirname(there)
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise Failure(f"cannot write to {folder}: set TSH_HOME to a folder of yours")
 
 
 def replace(path: Path, content: bytes, mode: int = PRIVATE_FILE) -> None:

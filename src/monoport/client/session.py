@@ -12,7 +12,8 @@ from typing import Any
 
 from monoport.access.duration import parse_duration
 from monoport.auth.authorities import pin
-from monoport.client import databases, sshsetup
+from monoport.auth.messages import MAX_TTL
+from monoport.client import databases, files, sshsetup
 from monoport.client.busy import Busy, quiet
 from monoport.client.login import Request, Warn, login
 from monoport.client.names import Address
@@ -54,6 +55,7 @@ async def sign_in(
     Raises:
         Failure: not logged in, and nothing was changed.
     """
+    files.check_writable(home.path)
     known = _known(home, wanted.proxy)
     if wanted.proxy is not None:
         address = Address.parse(wanted.proxy)
@@ -83,9 +85,12 @@ def _seconds(ttl: str | None) -> int:
     if ttl is None:
         return 0
     try:
-        return max(1, int(parse_duration(ttl).total_seconds()))
+        seconds = max(1, int(parse_duration(ttl).total_seconds()))
     except ValueError as error:
         raise Failure(f"--ttl {ttl}: {error}") from None
+    if seconds > MAX_TTL:
+        raise Failure(f"--ttl {ttl}: expected at most {MAX_TTL // 3600}h, and your roles set the real limit")
+    return seconds
 
 
 async def _ssh_setup(home: Home, profile: Profile, warn: Warn, environment: Mapping[str, str]) -> None:
