@@ -17,6 +17,7 @@ from monoport.wire.clienthello import (
     MAX_WALK,
     ClientHello,
     HelloError,
+    missing,
     parse,
 )
 
@@ -81,6 +82,20 @@ def test_split_over_records_and_every_octet(captured, hellos, size):
     data = hellos.records(whole[5:], [size])
     assert parse(data) == ClientHello("proxy.example.com", ("h2",), (0x304, 0x303), len(data))
     assert {parse(data[:end]) for end in range(len(data))} == {None}
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 37, 600])
+def test_waiting_for_what_is_missing_reads_a_trickle_a_few_times(captured, hellos, size):
+    data = hellos.records(captured("proxy.example.com", ("h2",))[5:], [size])
+    have, reads = 1, 0
+    while (hello := parse(data[:have])) is None:
+        reads += 1
+        least = missing(data[:have])
+        assert all(parse(data[: have + more]) is None for more in range(0, least, max(1, least // 7)))
+        have += least
+    assert hello == parse(data)
+    assert have == len(data), "never more than what is needed was waited for"
+    assert reads <= 50
 
 
 def test_every_octet_of_an_unsplit_hello(captured):

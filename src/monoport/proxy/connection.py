@@ -21,7 +21,7 @@ from monoport.net.meter import Meter
 from monoport.net.stream import Stream, linger
 from monoport.net.tls import HandshakeError, serve_tls
 from monoport.routing.match import match as decide
-from monoport.routing.match import silence
+from monoport.routing.match import missing, silence
 from monoport.routing.outcome import Answer, Ask, Kind, Refusal, Route, Tls
 
 if TYPE_CHECKING:
@@ -173,8 +173,11 @@ async def _route(arrival: Arrival, table: Table) -> Route:
 
 
 async def _more(arrival: Arrival, table: Table, said: str) -> None:
+    """Wait for as many octets as could change the outcome: a hello that trickles in is not read anew with each."""
+    enough = len(arrival.first) + missing(arrival.first)
     try:
-        await arrival.more()
+        while len(arrival.first) < enough:
+            await arrival.more()
     except LateError as error:
         outcome = silence(table, arrival.first, said)
         if isinstance(outcome, Refusal):

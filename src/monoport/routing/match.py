@@ -35,6 +35,11 @@ def match(first: bytes, table: Table, said: str = "") -> Outcome:
     return None if hello is None else decide(hello, table, said)
 
 
+def missing(first: bytes) -> int:
+    """Return how many octets, at least, must follow first bytes for which match() asked for more."""
+    return clienthello.missing(first) if first[:1] == bytes((TLS_HANDSHAKE,)) else 1
+
+
 def decide(hello: ClientHello, table: Table, said: str = "") -> Outcome:
     """Decide where a connection with this ClientHello goes; arguments as for match()."""
     state = table.states[said]

@@ -17,6 +17,7 @@ MAX_EXTENSIONS = 128  # browsers send about 20; caps the work that one complete 
 MAX_PROTOCOLS = 128  # ALPN names; browsers send 2; caps the same work
 MAX_FRAGMENT = 16_384  # RFC 8446 section 5.1: 2^14 octets in one plaintext record
 
+_LEAST = 38  # octets of a ClientHello: version 2, random 32, and at least session id 1, cipher suites 2, compression 1
 _HANDSHAKE = 22
 _CLIENT_HELLO = 1
 _SERVER_NAME = 0
@@ -65,6 +66,27 @@ def parse(data: bytes) -> ClientHello | None:
         if length + 4 == fragment <= MAX_FRAGMENT:  # the usual hello: one record, nothing else in it
             return _body(data, 9, 9 + length, 9 + length) if have >= 9 + length else None
     return _reassemble(data)
+
+
+def missing(data: bytes) -> int:
+    """Return how many octets, at least, must follow before `parse` can return a hello.
+
+    Who waits for that many between two calls makes a hello that trickles in octet by octet cost some forty of them.
+
+    Args:
+        data: octets for which `parse` has returned None.
+    """
+    have, position, gathered, wanted, head = len(data), 0, 0, 4 + _LEAST, b""
+    while position + 5 <= have:
+        fragment = data[position + 3] << 8 | data[position + 4]
+        start, position = position + 5, position + 5 + fragment
+        gathered += fragment
+        if len(head) < 4:
+            head += data[start : min(position, start + 4 - len(head))]
+            if len(head) == 4:
+                wanted = 4 + int.from_bytes(head[1:], "big")
+    rest = wanted - gathered
+    return max(1, position - have + (5 + rest if rest > 0 else 0))
 
 
 def _check_start(data: bytes) -> None:
@@ -137,7 +159,7 @@ def _joined(data: bytes, end: int) -> bytes:
 
 def _body(data: bytes, start: int, end: int, size: int) -> ClientHello:
     """Read the ClientHello structure data[start:end]; size goes into the result."""
-    if end - start < 38:  # version 2, random 32, and at least session id 1, cipher suites 2, compression 1
+    if end - start < _LEAST:
         raise HelloError(f"ClientHello of {end - start} octets is truncated")
     if data[start] != 3:
         raise HelloError(f"ClientHello of version {data[start]}.x, not TLS")
