@@ -1,7 +1,10 @@
 """What a client runs, read from its messages: whole, split anywhere, and whatever the server made of them."""
 
+import hashlib
 import struct
-from itertools import pairwise
+import tracemalloc
+from collections.abc import Callable
+from itertools import combinations, pairwise
 
 import pytest
 from hypothesis import example, given
@@ -11,6 +14,7 @@ from monoport.wire.postgres import statements
 from monoport.wire.postgres.messages import ProtocolError, message
 from monoport.wire.postgres.statements import (
     MAX_CANDIDATES,
+    MAX_END,
     MAX_STATEMENT,
     Action,
     Call,
@@ -46,6 +50,12 @@ def close(name: str, kind: bytes = b"S") -> bytes:
 
 def statement(text: str) -> Statement:
     return Statement(text, len(text.encode()))
+
+
+def long(text: str) -> Statement:
+    """A statement of more than MAX_STATEMENT bytes, all ASCII."""
+    end = text[statements.MAX_STATEMENT :][-statements.MAX_END :]
+    return Statement(text[: statements.MAX_STATEMENT], len(text), end, hashlib.sha256(text.encode()).hexdigest())
 
 
 def read(*messages: bytes) -> list[Action]:
@@ -111,11 +121,13 @@ def test_any_bytes_are_read_or_refused(chunks: list[bytes]) -> None:
     assert not refused or refused.isprintable()
 
 
-@pytest.mark.parametrize("size", [MAX_STATEMENT, MAX_STATEMENT + 1, MAX_STATEMENT + 100_000])
+@pytest.mark.parametrize("more", [-1, 0, 1, 62, 63, 64, MAX_END - 1, MAX_END, MAX_END + 1, 300_000])
 @pytest.mark.parametrize("step", [1 << 24, 65_537])
-def test_long_statements_are_shortened_with_their_length(size: int, step: int) -> None:
-    text = "x" * size
-    expected = Statement(text[:MAX_STATEMENT], size, size > MAX_STATEMENT)
+def test_long_statements_keep_beginning_end_length_and_hash(more: int, step: int) -> None:
+    size = MAX_STATEMENT + more
+    text = "x" * (size - 10) + "; commit;;"
+    expected = long(text) if more > 0 else statement(text)
+    assert expected.omitted == max(0, more - MAX_END)
     data = query(text) + parse("n", text, types=3) + bind("n") + SYNC
     machine = Statements()
     got = [one for start in range(0, len(data), step) for one in machine.receive(data[start : start + step])]
@@ -128,7 +140,67 @@ def test_the_end_of_a_long_parse_may_be_its_last_byte_in_a_chunk_of_its_own() ->
     machine = Statements()
     end = data.index(b"\0", 6 + 10)
     got = machine.receive(data[:end]) + machine.receive(data[end : end + 1]) + machine.receive(data[end + 1 :])
-    assert got == [Run((Statement(text[:MAX_STATEMENT], len(text), True),), "", "", 0)]
+    assert got == [Run((long(text),), "", "", 0)]
+
+
+@pytest.mark.parametrize("make", [query, lambda text: parse("", text, types=9) + bind("")])
+def test_nothing_hides_behind_a_megabyte_of_blanks(make: Callable[[str], bytes]) -> None:
+    hidden = "drop table orders"
+    one, other = (read(make("select 1;" + " " * (2 * MAX_STATEMENT) + tail))[0] for tail in (hidden, "x" * 17))
+    found = one.statement if isinstance(one, Query) else one.candidates[0]  # type: ignore[union-attr]
+    assert found.end.endswith(hidden)
+    assert found.length == 9 + 2 * MAX_STATEMENT + len(hidden)
+    assert found.omitted == found.length - MAX_STATEMENT - MAX_END
+    assert one != other
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Limits so small that every way to split a message can be tried."""
+    monkeypatch.setattr(statements, "MAX_STATEMENT", 12)
+    monkeypatch.setattr(statements, "MAX_END", 5)
+    monkeypatch.setattr(statements, "MAX_NAME", 3)
+    kinds = {b"Q": (10_000, 13), b"P": (10_000, 16)}
+    monkeypatch.setattr(statements, "_KINDS", {**statements._KINDS, **kinds})
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("size", [11, 12, 13, 14, 16, 17, 18, 19, 30])
+@pytest.mark.parametrize("name", ["", "n", "nnn"])
+def test_long_statements_split_anywhere(size: int, name: str) -> None:
+    text = "".join(chr(97 + n % 26) for n in range(size))
+    data = query(text) + parse(name, text, types=2) + bind(name)
+    expected = long(text) if size > 12 else statement(text)
+    prepared = [Prepare(name, expected)] if name else []
+    actions = [Query(expected), *prepared, Run((expected,), name, "", 0)]
+    for cuts in combinations(range(1, len(data)), 2):
+        machine = Statements()
+        assert [one for a, b in pairwise((0, *cuts, len(data))) for one in machine.receive(data[a:b])] == actions
+    machine = Statements()
+    assert [one for n in range(len(data)) for one in machine.receive(data[n : n + 1])] == actions
+
+
+def test_a_long_name_takes_no_statements_place() -> None:
+    with pytest.raises(ProtocolError, match="name's end in its first 64 bytes"):
+        read(parse("n" * MAX_STATEMENT, "drop table orders" * 10))
+
+
+def test_a_huge_statement_is_never_held_in_memory() -> None:
+    block, blocks = memoryview(b" " * 65_536), 1024
+    machine = Statements()
+    tracemalloc.start()
+    try:
+        machine.receive(b"Q" + struct.pack("!I", 4 + 65_536 * blocks + 5))
+        for _ in range(blocks):
+            assert machine.receive(block) == []
+        (found,) = machine.receive(b"drop\0")
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert isinstance(found, Query)
+    assert found.statement.end.endswith(" drop")
+    assert found.statement.sha256 == hashlib.sha256(bytes(block) * blocks + b"drop").hexdigest()
+    assert peak < 5 * MAX_STATEMENT
 
 
 @pytest.mark.parametrize(
@@ -141,6 +213,7 @@ def test_the_end_of_a_long_parse_may_be_its_last_byte_in_a_chunk_of_its_own() ->
         (b"Q" + struct.pack("!I", 0x40000000), "limit 1073741823"),
         (message(b"Q", b"SELECT 1"), "not terminated"),
         (message(b"Q"), "not terminated"),
+        (message(b"Q", b"x" * (MAX_STATEMENT + 500)), "query is not terminated"),
         (message(b"P", b"name"), "name's end"),
         (message(b"P", b"name\0SELECT"), "not terminated"),
         (message(b"P", b"n\0" + b"x" * (MAX_STATEMENT + 500)), "not terminated"),
@@ -161,7 +234,7 @@ def test_encodings_other_than_utf8_lose_nothing() -> None:
 
 
 def test_bytes_behind_a_querys_end_are_not_part_of_it() -> None:
-    assert read(message(b"Q", b"SELECT 1\0DROP\0")) == [Query(Statement("SELECT 1", 13))]
+    assert read(message(b"Q", b"SELECT 1\0DROP\0")) == [Query(statement("SELECT 1"))]  # the server refuses it whole
 
 
 def test_names_are_cut_where_the_server_cuts_them() -> None:

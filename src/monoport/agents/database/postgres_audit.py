@@ -46,6 +46,6 @@ def audited(action: Action) -> list[Entry]:
 
 
 def _shown(kind: str, statement: Statement, fields: dict[str, Any]) -> list[Entry]:
-    if statement.shortened:
-        fields = {**fields, "length": statement.length, "shortened": True}
-    return entries(kind, statement.text, fields)
+    if statement.sha256:
+        fields = {**fields, "length": statement.length, "sha256": statement.sha256, "omitted": statement.omitted}
+    return entries(kind, statement.text, fields, statement.end)

@@ -13,19 +13,26 @@ PIECE = 16_000  # characters of a statement in one event, below audit.events.MAX
 PIECE_ESCAPED = 4_000  # the same where JSON writes up to twelve octets for a character; the rest fits MAX_EVENT too
 
 
-def entries(kind: str, text: str, fields: dict[str, Any]) -> list[Entry]:
+def entries(kind: str, text: str, fields: dict[str, Any], end: str = "") -> list[Entry]:
     """Return the events of one statement: `kind` with the beginning and all fields, then `<kind>.more` with the rest.
 
     Args:
         kind: type of the event, such as "db.query".
-        text: the statement.
+        text: the statement, or its beginning.
         fields: of the first event; it gets `parts` if there is more than one.
+        end: the statement's last part, if `text` is only the beginning; it goes into `<kind>.end`.
     """
+    pieces, last = _pieces(text), _pieces(end) if end else []
+    if len(pieces) + len(last) == 1:
+        return [(kind, {"statement": text, **fields})]
+    first = (kind, {"statement": pieces[0], "parts": len(pieces) + len(last), **fields})
+    more = [(f"{kind}.more", {"statement": piece, "part": n}) for n, piece in enumerate(pieces[1:], 2)]
+    ends = [(f"{kind}.end", {"statement": piece, "part": n}) for n, piece in enumerate(last, len(pieces) + 1)]
+    return [first, *more, *ends]
+
+
+def _pieces(text: str) -> list[str]:
     size = PIECE
     if len(text) > PIECE_ESCAPED and len(json.dumps(text)) > 2 * len(text):
         size = PIECE_ESCAPED
-    if len(text) <= size:
-        return [(kind, {"statement": text, **fields})]
-    pieces = [text[start : start + size] for start in range(0, len(text), size)]
-    first = (kind, {"statement": pieces[0], "parts": len(pieces), **fields})
-    return [first, *((f"{kind}.more", {"statement": piece, "part": n}) for n, piece in enumerate(pieces[1:], 2))]
+    return [text[start : start + size] for start in range(0, max(1, len(text)), size)]

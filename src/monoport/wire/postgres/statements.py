@@ -10,12 +10,14 @@ both came in the same group of messages, or where Parse was the first of its gro
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from hashlib import sha256
 from struct import Struct
 from typing import TypeAlias
 
 from monoport.wire.postgres.messages import MAX_NAME, ProtocolError
 
-MAX_STATEMENT = 1 << 20  # bytes of a statement that are kept; the rest is only counted
+MAX_STATEMENT = 1 << 20  # bytes of a statement's beginning that are kept
+MAX_END = 1 << 16  # bytes of its end that are kept as well; what lies between is only counted and hashed
 MAX_HEADER = 1 << 18  # bytes of a Bind kept to reach its parameter count: two names and 65,535 format codes
 MAX_KEPT = 4 << 20  # bytes of prepared statements remembered per session; older ones are then known by name only
 MAX_NAMES = 65_536  # prepared statements in one group of messages
@@ -31,11 +33,20 @@ _U32 = Struct("!I")
 
 @dataclass(frozen=True, slots=True)
 class Statement:
-    """A statement's text; `length` is that of the whole in bytes, of which at most MAX_STATEMENT are in `text`."""
+    """A statement's text; one of more than MAX_STATEMENT bytes by its beginning, its end, and the hash of the whole.
+
+    `length` is that of the whole in bytes; the last `length` - MAX_STATEMENT of them, at most MAX_END, are in `end`.
+    """
 
     text: str
     length: int
-    shortened: bool = False
+    end: str = ""
+    sha256: str = ""  # hex, of the whole; "" where `text` is the whole
+
+    @property
+    def omitted(self) -> int:
+        """Bytes between `text` and `end` that are in neither."""
+        return max(0, self.length - MAX_STATEMENT - MAX_END)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +114,7 @@ _KINDS: dict[bytes, tuple[int, int]] = {
 class Statements:
     """Reads a client's messages as they pass; `receive` may be given any split of them."""
 
-    __slots__ = ("_body", "_copying", "_head", "_keep", "_kind", "_left", "_names", "_size", "_text_end")
+    __slots__ = ("_body", "_copying", "_head", "_keep", "_kind", "_left", "_names", "_rest", "_size")
 
     def __init__(self) -> None:
         self._head = bytearray()
@@ -112,7 +123,7 @@ class Statements:
         self._size = 0  # of the body
         self._left = 0  # of it, not yet seen
         self._keep = 0
-        self._text_end = -1  # offset in the body at which an over-long Parse's statement ends
+        self._rest: _Rest | None = None  # of a statement that does not fit into the body
         self._copying = False
         self._names = _Names()
 
@@ -153,17 +164,41 @@ class Statements:
         if not 4 <= size <= limit:
             raise ProtocolError(f"message {kind!r} of {size} bytes, limit {limit}")
         self._kind, self._size, self._left, self._keep = kind, size - 4, size - 4, keep
-        self._text_end = -1
+        self._rest = None
         self._body.clear()
 
     def _collect(self, chunk: bytes | memoryview) -> None:
         room = self._keep - len(self._body)
         if room > 0:
             self._body += chunk[:room]
-        if self._kind == b"P" and self._text_end < 0 and len(chunk) > room:
-            at = bytes(chunk[max(room, 0) :]).find(b"\0")
-            if at >= 0:
-                self._text_end = self._size - self._left + max(room, 0) + at
+        if len(chunk) > room and self._kind in (b"Q", b"P"):
+            if self._rest is None:
+                self._rest = _Rest(self._body, self._text_start())
+            self._rest.add(chunk[max(room, 0) :])
+
+    def _text_start(self) -> int:
+        """Where the statement begins in a body that is full: a long name must not take its place."""
+        if self._kind == b"Q":
+            return 0
+        end = self._body.find(b"\0", 0, MAX_NAME + 1)
+        if end < 0:
+            raise ProtocolError(f"long Parse without a name's end in its first {MAX_NAME + 1} bytes")
+        return end + 1
+
+    def _statement(self, start: int) -> Statement | None:
+        """The text that begins at `start` of the body, None if it has no end."""
+        end = self._body.find(b"\0", start)
+        if end >= 0:
+            kept, length, tail, digest = self._body[start:end], end - start, bytearray(), None
+        elif self._rest is not None and self._rest.ended:
+            kept, tail, digest = self._body[start:], self._rest.tail, self._rest.digest
+            length = len(kept) + self._rest.length
+        else:
+            return None
+        if length <= MAX_STATEMENT:
+            return Statement(_text(kept), length)
+        last = (kept[MAX_STATEMENT:] + tail)[-MAX_END:]
+        return Statement(_text(kept[:MAX_STATEMENT]), length, _text(last), (digest or sha256(kept)).hexdigest())
 
     def _finish(self, actions: list[Action]) -> None:
         finish = _FINISH.get(self._kind)
@@ -175,30 +210,24 @@ class Statements:
             self._body = bytearray()  # give a large buffer back
 
     def _query(self, actions: list[Action]) -> None:
-        length = self._size - 1
-        shortened = length > MAX_STATEMENT
-        text, end, _ = self._body.partition(b"\0")
-        if not end and not shortened:
+        statement = self._statement(0)
+        if statement is None:
             raise ProtocolError("query is not terminated")
-        statement = Statement(_text(text[:MAX_STATEMENT]), length, shortened)
         self._names.saw(statement)
         actions.append(Query(statement))
 
     def _parse(self, actions: list[Action]) -> None:
-        name, end, rest = self._body.partition(b"\0")
-        if not end:
+        end = self._body.find(b"\0")
+        if end < 0:
             raise ProtocolError("Parse without a name's end")
-        text, end, _ = rest.partition(b"\0")
-        length = len(text)
-        if not end:
-            if self._text_end < 0:
-                raise ProtocolError("statement is not terminated")
-            length = self._text_end - len(name) - 1
-        statement = Statement(_text(text[:MAX_STATEMENT]), length, length > MAX_STATEMENT)
+        name = _name(self._body[:end])
+        statement = self._statement(end + 1)
+        if statement is None:
+            raise ProtocolError("statement is not terminated")
         self._names.saw(statement)
-        actions.extend(Prepare("", forgotten) for forgotten in self._names.parse(_name(name), statement))
+        actions.extend(Prepare("", forgotten) for forgotten in self._names.parse(name, statement))
         if name:
-            actions.append(Prepare(_name(name), statement))
+            actions.append(Prepare(name, statement))
 
     def _bind(self, actions: list[Action]) -> None:
         portal, _, rest = self._body.partition(b"\0")
@@ -252,6 +281,32 @@ _FINISH: dict[bytes, Callable[[Statements, list[Action]], None]] = {
 }
 
 
+class _Rest:
+    """What does not fit into the body of a message's text: counted and hashed up to its end, the last bytes kept."""
+
+    __slots__ = ("digest", "ended", "length", "tail")
+
+    def __init__(self, body: bytearray, start: int) -> None:
+        self.ended = body.find(b"\0", start) >= 0  # then it fits, and something else follows
+        self.length = 0
+        self.tail = bytearray()
+        self.digest = sha256() if self.ended else sha256(memoryview(body)[start:])
+
+    def add(self, chunk: bytes | memoryview) -> None:
+        """Take the next bytes of the message; those behind the text's end are none of it."""
+        if self.ended:
+            return
+        data = bytes(chunk)
+        end = data.find(b"\0")
+        if end >= 0:
+            self.ended = True
+            data = data[:end]
+        self.length += len(data)
+        self.digest.update(data)
+        self.tail += data[-MAX_END:]
+        del self.tail[:-MAX_END]
+
+
 class _Names:
     """Which statements a prepared statement's name may stand for."""
 
@@ -267,7 +322,7 @@ class _Names:
 
     def saw(self, statement: Statement) -> None:
         """Note a statement's text: behind a COPY, groups of messages are no longer known."""
-        self._copies = self._copies or statement.shortened or "copy" in statement.text.lower()
+        self._copies = self._copies or bool(statement.omitted) or "copy" in (statement.text + statement.end).lower()
         self._sure = self._sure and not self._copies
 
     def parse(self, name: str, statement: Statement) -> list[Statement]:
@@ -330,7 +385,7 @@ class _Names:
 
 
 def _cost(statements: tuple[Statement, ...]) -> int:
-    return sum(len(statement.text) + ENTRY for statement in statements)
+    return sum(len(statement.text) + len(statement.end) + ENTRY for statement in statements)
 
 
 def _name(raw: bytes | bytearray) -> str:
