@@ -18,7 +18,8 @@ from pki import CLUSTER, Pki
 
 HERE = Path(__file__).parent
 PROXY_CORE, LOAD_CORE = "0", "1"
-SSH, DATABASE, AUTH = "teleport-proxy-ssh", "teleport-postgres", f"teleport-auth@{CLUSTER}"
+SSH, AUDITED = "teleport-proxy-ssh", "teleport-reversetunnel"
+DATABASE, AUTH = "teleport-postgres", f"teleport-auth@{CLUSTER}"
 NGINX_STREAM = Path("/usr/lib/nginx/modules/ngx_stream_module.so")
 
 
@@ -106,7 +107,7 @@ def _haproxy(pki: Pki, folder: Path, ports: Ports) -> list[str]:
     asked = f"ca-file {pki.user_ca} verify optional ssl-min-ver TLSv1.3"
     fronts = f"""
 frontend tls
-    bind 127.0.0.1:{ports.tls} ssl crt {pki.both} alpn {SSH} ssl-min-ver TLSv1.3
+    bind 127.0.0.1:{ports.tls} ssl crt {pki.both} alpn {SSH},{AUDITED} ssl-min-ver TLSv1.3
     use_backend sink if {{ ssl_fc_sni sink.localhost }}
     use_backend source if {{ ssl_fc_sni source.localhost }}
     default_backend echo
@@ -151,7 +152,8 @@ stream {{
     map $ssl_preread_server_name $seen {{ sink.localhost 127.0.0.1:{ports.backends + 1};
         source.localhost 127.0.0.1:{ports.backends + 2}; default 127.0.0.1:{ports.backends}; }}
     proxy_timeout 1h;
-    server {{ listen 127.0.0.1:{ports.tls} ssl backlog=4096; {certificate} ssl_alpn {SSH}; proxy_pass $chosen; }}
+    server {{ listen 127.0.0.1:{ports.tls} ssl backlog=4096; {certificate} ssl_alpn {SSH} {AUDITED};
+        proxy_pass $chosen; }}
     server {{ listen 127.0.0.1:{ports.mutual} ssl backlog=4096; {certificate} ssl_alpn {DATABASE};
         ssl_verify_client optional; ssl_client_certificate {pki.user_ca}; proxy_pass $chosen; }}
     server {{ listen 127.0.0.1:{ports.passed} backlog=4096; ssl_preread on; proxy_pass $seen; }}

@@ -256,7 +256,7 @@ class Listener:
             self._sources[key] += 1
         stream = SocketStream(sock, self._loop, inherited=True)
         arrival = Arrival(name, stream, source, self._hello, self._handshake)
-        self._group.create_task(self._live(arrival, key if limit is not None else None), name=name)
+        self._group.create_task(self._live(arrival, key if limit is not None else None))
 
     def _share(self, host: str) -> tuple[str, int | None]:
         """The key a source is counted under, and its limit."""

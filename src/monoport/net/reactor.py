@@ -9,6 +9,7 @@ Handle, TimerHandle or selector key. Control code stays ordinary asyncio in the 
 from __future__ import annotations
 
 import asyncio
+import os
 import select
 from collections.abc import Callable
 from typing import Any
@@ -62,8 +63,17 @@ class Reactor:
         self._epoll.modify(fd, events)
 
     def unregister(self, fd: int) -> None:
-        """Forget `fd`; call before closing it, since a copy in a forked child would keep it in the set."""
+        """Forget `fd`, which stays open."""
         if self._ready.pop(fd, None) is not None:
+            self._epoll.unregister(fd)
+
+    def forget(self, fd: int) -> None:
+        """Forget `fd`, which is closed next.
+
+        The kernel takes a closed descriptor out of the set, unless a forked child holds a copy: from the first fork
+        without exec on, it is taken out by name.
+        """
+        if self._ready.pop(fd, None) is not None and _forked:
             self._epoll.unregister(fd)
 
     def _dispatch(self) -> None:
@@ -95,6 +105,16 @@ class Reactor:
         if loop is not None:
             loop.call_exception_handler({"message": f"a receiver failed on descriptor {fd}", "exception": error})
 
+
+_forked = False
+
+
+def _has_forked() -> None:
+    global _forked  # noqa: PLW0603  a fact about the process
+    _forked = True
+
+
+os.register_at_fork(after_in_parent=_has_forked)
 
 _recent: tuple[asyncio.AbstractEventLoop | None, Reactor | None] = (None, None)
 _reactors: WeakKeyDictionary[asyncio.AbstractEventLoop, Reactor] = WeakKeyDictionary()

@@ -12,6 +12,7 @@ import select
 import socket
 import struct
 from collections.abc import Callable
+from functools import lru_cache
 
 from monoport.errors import Failure
 from monoport.net.reactor import READ, WRITE, Reactor
@@ -40,7 +41,8 @@ class SocketStream(Stream):
     ) -> None:
         """`inherited`: an accepted socket, which has its TCP options from the listening one."""
         super().__init__(loop)
-        sock.setblocking(False)
+        if sock.gettimeout() != 0:
+            sock.setblocking(False)
         if not inherited:
             try:
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -233,7 +235,9 @@ class SocketStream(Stream):
             self._finish(error)
 
     def _shut(self) -> None:
-        self.wait_for(0)
+        if self._mask:
+            self._mask = 0
+            self._reactor.forget(self._fd)
         self._fd = -1
         self._out = None
         self._sock.close()
@@ -277,6 +281,7 @@ async def connect_unix(path: str | os.PathLike[str], timeout: float = 10.0) -> S
         raise ConnectError(f"{path}: {_reason(error)}") from error
 
 
+@lru_cache(maxsize=256)  # what configurations name
 def _family(host: str) -> int | None:
     """The address family of an address; None for a name."""
     for family in (socket.AF_INET, socket.AF_INET6):

@@ -238,4 +238,6 @@ def _iso(seconds: float) -> str:
 
 def _shown(name: str | None) -> str | None:
     """A name of a stranger's choice, cut and without control characters."""
-    return None if name is None else name[:SHOWN].encode("unicode_escape").decode("ascii")
+    if name is None or (len(name) <= SHOWN and name.isascii() and name.isprintable() and "\\" not in name):
+        return name
+    return name[:SHOWN].encode("unicode_escape").decode("ascii")
