@@ -113,7 +113,7 @@ class Conversation(Generic[T]):
             try:
                 await self._record(actions)
             except Exception as error:
-                raise Unrecorded(str(error)) from error
+                raise Unrecorded(reason(error)) from error
             self.tail = b""
             full = not self._server.send(b"".join(held))
             del self._held[0]
@@ -170,6 +170,13 @@ class Conversation(Generic[T]):
             self._over = True
             self._error = error
         self._news.set()
+
+
+def reason(error: BaseException) -> str:
+    """Return why something failed, on one line: of an exception group, why its first part did."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 class _Client(Generic[T]):
