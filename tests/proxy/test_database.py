@@ -131,6 +131,18 @@ async def logged_in(stream: Stream, startup: bytes = STARTUP) -> tuple[int, byte
             return found
 
 
+async def test_what_the_client_sets_at_startup_is_recorded_by_proxy_and_agent(front: Front, cluster: Cluster) -> None:
+    sent = {"user": "alice", "database": "app", "application_name": "ps\x1bql", "options": "-c role=admin"}
+    async with front.client(cluster.user()) as client:
+        await logged_in(client, StartupMessage(0, sent).encode())
+        await client.write(message(b"X"))
+    expected = r'options="-c role=admin" application_name="ps\u001bql"'
+    (start,) = front.world.events("db.session.start")
+    (settings,) = front.world.events("db.session.settings")
+    assert (start["startup"], settings["startup"]) == (expected, expected)
+    assert start["connection"] == settings["connection"]
+
+
 async def test_a_session_with_the_outer_certificate(front: Front, cluster: Cluster) -> None:
     async with front.client(cluster.user()) as client:
         await client.write(SSL_REQUEST)
@@ -145,6 +157,7 @@ async def test_a_session_with_the_outer_certificate(front: Front, cluster: Clust
         await client.write(message(b"X"))
     kinds = [event.type for event in front.world.audit.events]
     assert kinds == ["db.session.start", "db.session.end"]
+    assert front.world.audit.events[0].fields["startup"] == ""
     for event in front.world.audit.events:
         assert event.fields["user"] == "alice@example.com"
         assert event.fields["rule"]

@@ -16,6 +16,7 @@ from monoport import protocols
 from monoport.access.claims import IdentityError
 from monoport.access.decide import DatabaseLogin, Denied, Permit, authorize
 from monoport.access.resources import Database, Lock, Role
+from monoport.audit import startup
 from monoport.audit.log import Log
 from monoport.errors import Failure
 from monoport.net.relay import relay
@@ -187,7 +188,7 @@ class Databases:
         started = self._now()
         # Before a byte goes on: a session that cannot be recorded does not take place.
         try:
-            await self._audit.emit("db.session.start", **who)
+            await self._audit.emit("db.session.start", **who, startup=startup.shown(login.parameters))
         except Failure as error:
             raise Refused(Why.INTERNAL, "the session could not be recorded", f"audit log: {error}") from error
         # The agent holds a lease of its own and tells the client why the session ends; what is left then is cut.

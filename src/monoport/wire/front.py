@@ -4,6 +4,7 @@ Belongs here: the values every protocol's `Front` machine returns and the shape 
 reads its opening lives in `wire/<protocol>`; what the proxy does about a step lives in `proxy/database.py`.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol, TypeAlias
@@ -53,6 +54,7 @@ class Login:
     database: str
     forward: bytes
     secret_bytes: int = 4  # length of the cancel secret that this client can keep
+    parameters: Mapping[str, str] = field(default_factory=dict, hash=False)  # what else it sets for its session
 
 
 @dataclass(frozen=True, slots=True)

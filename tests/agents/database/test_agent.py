@@ -12,9 +12,11 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from monoport.access.claims import Destination
 from monoport.access.resources import Lock
+from monoport.audit.spool import SpoolError
 from monoport.auth.client import AuthError
 from monoport.net.memory import pair
 from monoport.net.stream import Stream
@@ -134,7 +136,9 @@ async def test_a_session(cluster: Cluster) -> None:
             await served.client.read_exactly(len(message(b"C", b"SELECT 1\0") + READY))
             await served.client.write(message(b"X"))
             assert await served.client.read() == b""
-        (event,) = made.agent_audit.events
+        settings, event = made.agent_audit.events
+        assert settings.type == "db.session.settings"
+        assert settings.fields["startup"] == 'TimeZone="UTC" replication="off" _pq_.future="1"'
         assert event.type == "db.query"
         assert event.fields == {
             "connection": "c1",
@@ -370,16 +374,36 @@ async def test_a_statement_that_cannot_be_recorded_does_not_run(cluster: Cluster
     async with Script(cluster, play).running() as server, world(cluster, configured(port=server.port)) as made:
 
         async def full(kind: str, /, **fields: object) -> None:
-            raise OSError("disk full")
+            raise SpoolError("cannot write to the spool /s: No space left on device")
+
+        made.agent_audit.emit = full  # type: ignore[method-assign]
+        with capture_logs() as logged:
+            async with serving(made, preface(cluster.user())) as served:
+                await served.accepted()
+                await served.client.write(STARTUP.encode())
+                await served.client.read_exactly(len(OK + KEY + READY))
+                await served.client.write(QUERY + QUERY)
+                said = (await served.error())["M"]
+    reason = "cannot write to the spool /s: No space left on device"
+    assert said == f"session ended: the statement could not be recorded: {reason}"
+    assert [line["reason"] for line in logged if line["event"] == "session ended: audit log"] == [reason]
+    assert got == []
+
+
+async def test_settings_that_cannot_be_recorded_open_no_session(cluster: Cluster) -> None:
+    async with Script(cluster, echo).running() as server, world(cluster, configured(port=server.port)) as made:
+
+        async def full(kind: str, /, **fields: object) -> None:
+            raise SpoolError("the spool /s is full: limit 5 bytes")
 
         made.agent_audit.emit = full  # type: ignore[method-assign]
         async with serving(made, preface(cluster.user())) as served:
             await served.accepted()
-            await served.client.write(STARTUP.encode())
-            await served.client.read_exactly(len(OK + KEY + READY))
-            await served.client.write(QUERY)
-            assert "could not be recorded" in (await served.error())["M"]
-    assert got == []
+            wanted = {"user": "alice", "database": "app", "options": "-c role=admin"}
+            await served.client.write(StartupMessage(0, wanted).encode())
+            error = await served.error()
+    assert error["M"] == "the session could not be recorded: the spool /s is full: limit 5 bytes"
+    assert server.openings == []
 
 
 async def test_a_server_that_resets_in_the_middle_of_a_row(cluster: Cluster) -> None:

@@ -13,12 +13,14 @@ from typing import Any
 import structlog
 
 from monoport.agents.database.certificates import Issuer, Shown
-from monoport.agents.database.conversation import Conversation, Unrecorded, Violation
+from monoport.agents.database.conversation import Conversation, Unrecorded, Violation, reason
 from monoport.agents.database.engine import Session, Unreachable
 from monoport.agents.database.postgres_audit import audited
+from monoport.audit import startup as parameters
 from monoport.auth.client import AuthError
 from monoport.auth.keys import load_chain
 from monoport.config.model import Database
+from monoport.errors import Failure
 from monoport.net import sockets
 from monoport.net.stream import Stream
 from monoport.net.tls import connect_tls
@@ -99,6 +101,7 @@ class Postgres:
             async with asyncio.timeout(STARTUP):
                 startup = await _read_startup(client)
             upstream, dropped = _upstream_startup(startup, session)
+            await _record_startup(session, startup)
             async with self._connected(session) as server:
                 backend = Backend(session.process_id, session.secret, startup.minor, dropped)
                 async with asyncio.timeout(OPENING):
@@ -119,6 +122,9 @@ class Postgres:
         except TimeoutError:
             log.warning("database is slow", seconds=OPENING)
             await client.write(refusal(Why.OFFLINE, f'database "{self._database.name}" did not answer in time'))
+        except Unrecorded as error:
+            log.error("session refused: audit log", reason=str(error))
+            await client.write(refusal(Why.INTERNAL, f"the session could not be recorded: {error}"))
 
     async def cancel(self, session: Session) -> None:
         """Send the real server a cancel request for what `session` runs. Raises Unreachable.
@@ -241,19 +247,19 @@ class Postgres:
         if session.ended:
             conversation.end(session.ended)
         try:
-            reason = await conversation.run()
-            if not reason:
+            why = await conversation.run()
+            if not why:
                 return
             await self._interrupt(session, conversation)
             if await conversation.settle(_waits):
-                client.send(refusal(Why.ENDED, f"session ended: {reason}"))
+                client.send(refusal(Why.ENDED, f"session ended: {why}"))
         except Violation as error:
             _log.info("session ended", connection=session.connection, reason=str(error))
             if _waits(conversation.tail):
                 client.send(refusal(Why.PROTOCOL, str(error)))
         except Unrecorded as error:
             _log.error("session ended: audit log", connection=session.connection, reason=str(error))
-            client.send(refusal(Why.INTERNAL, "session ended: the statement could not be recorded"))
+            client.send(refusal(Why.INTERNAL, f"session ended: the statement could not be recorded: {error}"))
         finally:
             session.on_end = None
 
@@ -272,6 +278,16 @@ ENGINE = Postgres
 
 async def _record(session: Session, kind: str, fields: dict[str, Any]) -> None:
     await session.record(kind, **fields)
+
+
+async def _record_startup(session: Session, startup: StartupMessage) -> None:
+    """Make durable what the client sets for its session, before the real server hears of it. Raises Unrecorded."""
+    if not startup.settings:
+        return
+    try:
+        await session.record("db.session.settings", startup=parameters.shown(startup.settings))
+    except (Failure, OSError) as error:
+        raise Unrecorded(reason(error)) from error
 
 
 def _waits(tail: bytes) -> bool:
@@ -297,13 +313,13 @@ def _upstream_startup(startup: StartupMessage, session: Session) -> tuple[Startu
     """Return what the real server is told, and the names of protocol options that it is not. Raises ProtocolError."""
     if (startup.user, startup.database) != (session.user, session.database):
         raise ProtocolError("the start-up message names another user or database than the session")
-    parameters = {"user": session.user, "database": session.database}
+    kept = {"user": session.user, "database": session.database}
     dropped = []
     for name, value in startup.parameters.items():
         if name.startswith("_pq_."):
             dropped.append(name)
         elif name.lower() in PARAMETERS:
-            parameters[name] = value
+            kept[name] = value
         elif name not in _HANDLED:
             raise ProtocolError(f'parameter "{name}" cannot be set at start-up: use SET')
-    return StartupMessage(min(startup.minor, MAX_MINOR), parameters), dropped
+    return StartupMessage(min(startup.minor, MAX_MINOR), kept), dropped

@@ -109,7 +109,8 @@ class PostgresFront:
         if packet.parameters.get("replication", "false").lower() not in _NOT_REPLICATION:
             return self._close(Why.UNSUPPORTED, "replication connections are not allowed")
         self._done = True
-        return Login(packet.user, packet.database, raw, LONG_SECRET if packet.minor >= 2 else SHORT_SECRET)
+        secret = LONG_SECRET if packet.minor >= 2 else SHORT_SECRET
+        return Login(packet.user, packet.database, raw, secret, packet.settings)
 
     def _close(self, why: Why, reason: str) -> Closed:
         self._done = True

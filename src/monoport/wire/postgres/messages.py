@@ -72,6 +72,11 @@ class StartupMessage:
         """The database asked for; as in the server, the user's name when none is given."""
         return self.parameters.get("database", "") or self.user
 
+    @property
+    def settings(self) -> dict[str, str]:
+        """The parameters beside user and database."""
+        return {name: value for name, value in self.parameters.items() if name not in {"user", "database"}}
+
     def encode(self) -> bytes:
         """Return the packet as it goes to a server."""
         body = b"".join(f"{key}\0{value}\0".encode() for key, value in self.parameters.items()) + b"\0"
