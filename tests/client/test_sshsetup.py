@@ -6,6 +6,7 @@ import asyncio
 import subprocess
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -48,8 +49,8 @@ async def test_login_adds_the_certificate_once_and_logout_removes_it(
 ) -> None:
     add_another_key(agent, need, tmp_path / "other")
     profile = signed_in(home, cas, 3080)
-    assert await set_up(home, profile, agent)
-    assert await set_up(home, profile, agent)
+    assert await set_up(home, profile, agent, print)
+    assert await set_up(home, profile, agent, print)
     (line,) = [line for line in listed(agent, need) if "monoport:alice@example.com" in line]
     assert "ECDSA-CERT" in line
     assert (Path(agent["HOME"]) / ".ssh" / "known_hosts").read_bytes().count(b"@cert-authority") == 1
@@ -104,7 +105,7 @@ async def test_an_agent_that_refuses_is_named(home: Home, cas: Cas, tmp_path: Pa
 @pytest.mark.parametrize("environment", [{}, {"SSH_AUTH_SOCK": "/nowhere/agent"}])
 async def test_no_agent_is_no_error(home: Home, cas: Cas, tmp_path: Path, environment: dict[str, str]) -> None:
     profile = signed_in(home, cas, 3080)
-    assert not await set_up(home, profile, {"HOME": str(tmp_path)} | environment)
+    assert not await set_up(home, profile, {"HOME": str(tmp_path)} | environment, print)
     await tear_down(home, profile, {"HOME": str(tmp_path)} | environment)
 
 
@@ -112,10 +113,55 @@ async def test_another_profile_of_the_cluster_keeps_the_line(home: Home, cas: Ca
     environment = {"HOME": str(tmp_path)}
     first = signed_in(home, cas, 3080, host="one.example")
     second = signed_in(home, cas, 3081, host="two.example")
-    await set_up(home, first, environment)
+    await set_up(home, first, environment, print)
     await tear_down(home, first, environment)
     path = tmp_path / ".ssh" / "known_hosts"
     assert path.read_bytes().count(b"@cert-authority") == 1
     home.forget(first)
     await tear_down(home, second, environment)
+    assert path.read_bytes() == b""
+
+
+@pytest.mark.parametrize(
+    ("host", "cluster", "trust", "written", "said"),
+    [
+        ("proxy.example.com", "example.com", "roots", True, None),
+        (
+            "localhost",
+            "example.com",
+            "pin",
+            True,
+            "ssh now trusts the CA of example.com for all *.example.com: --no-ssh",
+        ),
+        ("localhost", "example.com", "roots", False, "`tsh config`"),
+        ("evil.example", "github.com", "insecure", False, "no --ca-pin vouches"),
+        ("evil.example", "com", "pin", False, "too broad"),
+    ],
+)
+async def test_what_the_users_own_ssh_trusts(
+    home: Home, tmp_path: Path, host: str, cluster: str, trust: str, written: bool, said: str | None
+) -> None:
+    told: list[str] = []
+    environment = {"HOME": str(tmp_path)}
+    path = tmp_path / ".ssh" / "known_hosts"
+    profile = replace(signed_in(home, Cas(cluster), 3080, host=host), trust=trust)
+    assert not await set_up(home, profile, environment, told.append)
+    assert (path.exists() and b"@cert-authority" in path.read_bytes()) is written
+    assert [said is not None and said in line for line in told] == ([True] if said else [])
+
+
+async def test_a_login_that_nobody_vouches_for_takes_back_the_line_but_not_anothers(
+    home: Home, cas: Cas, tmp_path: Path
+) -> None:
+    environment = {"HOME": str(tmp_path)}
+    path = tmp_path / ".ssh" / "known_hosts"
+    mine = signed_in(home, cas, 3080, host="one.example")
+    await set_up(home, mine, environment, print)
+    line = path.read_bytes()
+    evil = replace(signed_in(home, Cas(), 3081, host="evil.net"), trust="roots")
+    home.save(evil)
+    await set_up(home, evil, environment, print)
+    assert path.read_bytes() == line
+    home.save(replace(mine, trust="insecure"))
+    await set_up(home, replace(mine, trust="insecure"), environment, print)
     assert path.read_bytes() == b""

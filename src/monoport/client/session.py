@@ -95,7 +95,7 @@ def _seconds(ttl: str | None) -> int:
 
 async def _ssh_setup(home: Home, profile: Profile, warn: Warn, environment: Mapping[str, str]) -> None:
     try:
-        if not await sshsetup.set_up(home, profile, environment):
+        if not await sshsetup.set_up(home, profile, environment, warn):
             warn("no ssh-agent is running: `tsh ssh` works, plain ssh needs an agent or the output of `tsh config`")
     except (Failure, OSError) as error:
         warn(f"plain ssh is not set up: {error}")

@@ -6,18 +6,25 @@ Belongs here: the agent, and both together. Does not belong here: `tsh config` (
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
+from typing import assert_never
 
 import asyncssh
 
 from monoport.client.knownhosts import MARK, forget_hosts, trust_hosts, user_known_hosts
 from monoport.client.profile import Home, Profile
+from monoport.client.vouching import Verdict, verdict
 from monoport.errors import Failure
 
 AGENT_TIMEOUT = 5.0  # seconds; an agent that asks its user for confirmation does so on use, not when a key is added
 
 
-async def set_up(home: Home, profile: Profile, environment: Mapping[str, str]) -> bool:
+async def set_up(home: Home, profile: Profile, environment: Mapping[str, str], tell: Callable[[str], None]) -> bool:
     """Makes plain `ssh` work: the cluster's CA in the user's known_hosts, key and certificate in the running agent.
+
+    Args:
+        home, profile: the login.
+        environment: for `~` and the agent.
+        tell: called with one line where ssh's trust in the CA is not what the proxy's name alone implies.
 
     Returns:
         False if no agent is running, so that only known_hosts was changed.
@@ -25,15 +32,44 @@ async def set_up(home: Home, profile: Profile, environment: Mapping[str, str]) -
     Raises:
         Failure: an agent is running and refuses.
     """
-    trust_hosts(home, user_known_hosts(environment), profile)
+    _trust(home, profile, environment, tell)
     return await add_to_agent(home, profile, environment)
+
+
+def _trust(home: Home, profile: Profile, environment: Mapping[str, str], tell: Callable[[str], None]) -> None:
+    """Puts the CA into known_hosts where something vouches for it, else removes what an earlier login put there."""
+    cluster, proxy = profile.cluster, profile.proxy.host
+    path = user_known_hosts(environment)
+    otherwise = "`tsh ssh` works, plain ssh needs the output of `tsh config`"
+    match verdict(profile):
+        case Verdict.RELATED:
+            trust_hosts(home, path, profile)
+        case Verdict.PINNED:
+            trust_hosts(home, path, profile)
+            tell(f"ssh now trusts the CA of {cluster} for all *.{cluster}: --no-ssh-setup leaves {path} alone")
+        case Verdict.UNRELATED:
+            _distrust(home, profile, environment)
+            tell(
+                f"{cluster} is not {proxy}'s domain and no --ca-pin vouches for it, so {path} is unchanged: {otherwise}"
+            )
+        case Verdict.BROAD:
+            _distrust(home, profile, environment)
+            tell(f"{cluster} is too broad a name for {path}, which is unchanged: {otherwise}")
+        case other:
+            assert_never(other)
+
+
+def _distrust(home: Home, profile: Profile, environment: Mapping[str, str]) -> None:
+    """Removes the cluster's line unless another profile vouches for it."""
+    others = (each for each in home.profiles() if each.proxy.host != profile.proxy.host)
+    same = (verdict(each) for each in others if each.cluster == profile.cluster)
+    if not any(each in {Verdict.RELATED, Verdict.PINNED} for each in same):
+        forget_hosts(home, user_known_hosts(environment), profile.cluster)
 
 
 async def tear_down(home: Home, profile: Profile, environment: Mapping[str, str]) -> None:
     """Removes from both what `set_up` added; known_hosts keeps the line while another profile needs it."""
-    others = (each for each in home.profiles() if each.proxy.host != profile.proxy.host)
-    if not any(each.cluster == profile.cluster for each in others):
-        forget_hosts(home, user_known_hosts(environment), profile.cluster)
+    _distrust(home, profile, environment)
     await remove_from_agent(home, profile, environment)
 
 
