@@ -49,12 +49,10 @@ def _trust(home: Home, profile: Profile, environment: Mapping[str, str], tell: C
             tell(f"ssh now trusts the CA of {cluster} for all *.{cluster}: --no-ssh-setup leaves {path} alone")
         case Verdict.UNRELATED:
             _distrust(home, profile, environment)
-            tell(
-                f"{cluster} is not {proxy}'s domain and no --ca-pin vouches for it, so {path} is unchanged: {otherwise}"
-            )
+            tell(f"no --ca-pin vouches for {cluster} at {proxy}: its CA was not put into {path}; {otherwise}")
         case Verdict.BROAD:
             _distrust(home, profile, environment)
-            tell(f"{cluster} is too broad a name for {path}, which is unchanged: {otherwise}")
+            tell(f"{cluster} is too broad a name: its CA was not put into {path}; {otherwise}")
         case other:
             assert_never(other)
 
