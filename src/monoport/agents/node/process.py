@@ -10,16 +10,22 @@ import os
 import signal
 import subprocess
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
-from monoport.agents.node import child
+import structlog
+
+from monoport.agents.node import cgroup, child
 
 ROUNDS = 4  # of SIGKILL: a look at /proc takes a millisecond or two, and a new group may be made meanwhile
 GRACE = 2.0  # seconds between SIGHUP and SIGKILL when a session must end, well inside the 5 s that it has
 
 
+_log = structlog.get_logger()
+
+
 class Child:
-    """One running child, leader of its own session.
+    """One running child, leader of its own session and, where the system has them, alone in its own control group.
 
     Args: the order it carries out and the descriptors that become its 0, 1 and 2, which stay the caller's to close.
     Raises OSError where nothing can be started, ValueError where the order cannot be written down.
@@ -53,6 +59,7 @@ class Child:
             self._process.wait()
             os.close(writing)
             raise
+        self._group = _enclose(self.pid)  # before it reads its order: nothing of the user's runs outside
         self._instruct(writing, instructions)
         self._loop.add_reader(self._handle, self._ended)
 
@@ -105,8 +112,16 @@ class Child:
         await self.gone()
 
     async def end(self) -> None:
-        """End everything that still runs in the child's session: SIGHUP, then SIGKILL after GRACE seconds."""
+        """End everything that the child has started: SIGHUP, then SIGKILL after GRACE seconds.
+
+        What has left the child's session is reached only where it has a control group.
+        """
         await self.hang_up()
+        if self._group is not None:
+            try:
+                self._group.kill()
+            except OSError as error:
+                _log.error("control group not killed", error=str(error))
         for _ in range(ROUNDS):
             self.signal_all(signal.SIGKILL)
             await asyncio.sleep(0)
@@ -136,6 +151,21 @@ class Child:
         os.waitpid(self.pid, 0)
         self._process.returncode = 0  # subprocess must not wait for the number again
         os.close(self._handle)
+        if self._group is not None:
+            self._group.remove()
+
+
+def _enclose(pid: int) -> cgroup.Group | None:
+    try:
+        return cgroup.enclose(pid)
+    except OSError as error:
+        _without(str(error))
+        return None
+
+
+@cache  # said once for each reason
+def _without(reason: str) -> None:
+    _log.warning("sessions have no control group: a lock does not reach what calls setsid", reason=reason)
 
 
 def _groups(session: int) -> Iterator[int]:
