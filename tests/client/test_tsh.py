@@ -170,6 +170,34 @@ def test_the_password_prompt_is_hidden_at_a_terminal() -> None:
     assert b"got s3cret!" in seen
 
 
+@pytest.mark.parametrize(("typed", "status", "says"), [(b"\x03", 130, b""), (b"\x04", 1, b"no password was typed")])
+def test_the_password_prompt_is_left_at_once(typed: bytes, status: int, says: bytes) -> None:
+    program = """
+import asyncio, click
+from monoport.cli.password import read_password
+from monoport.cli.run import run
+async def login():
+    read_password()
+run(click.Command("tsh", callback=lambda: asyncio.run(login())), [])
+"""
+    pid, master = pty.fork()
+    if pid == 0:
+        os.execv(sys.executable, [sys.executable, "-c", program])
+    seen = b""
+    while b"Password: " not in seen:
+        seen += os.read(master, 100)
+    os.write(master, typed)
+    try:
+        while more := os.read(master, 100):
+            seen += more
+    except OSError:  # how Linux reports that the other end of a terminal has gone
+        pass
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == status
+    os.close(master)
+    assert says in seen
+    assert seen.endswith(b"\r\n")
+
+
 def test_passwords_come_from_the_first_line_of_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
     import io
 

@@ -3,10 +3,9 @@
 Belongs here: this alone. Whether the password will do, the auth service decides.
 """
 
-import getpass
 import sys
 
-from monoport.cli.password import read_password
+from monoport.cli.password import ask, read_password
 from monoport.errors import Failure
 
 
@@ -16,8 +15,8 @@ def choose_password(name: str, from_stdin: bool) -> str:
         return read_password()
     if not _at_terminal():
         raise Failure("no terminal to ask for a password at: pass it on standard input with --password-stdin")
-    first = getpass.getpass(f"Password for {name}: ")
-    if getpass.getpass("Once more: ") != first:
+    first = ask(f"Password for {name}: ")
+    if ask("Once more: ") != first:
         raise Failure("the two passwords differ: nothing was changed")
     return first
 

@@ -4,7 +4,9 @@ Belongs here: this alone; a password is never an argument and never in the envir
 """
 
 import getpass
+import signal
 import sys
+import threading
 
 from monoport.errors import Failure
 
@@ -18,7 +20,7 @@ def read_password() -> str:
         Failure: standard input is empty, or its first line is too long.
     """
     if sys.stdin.isatty():
-        return getpass.getpass("Password: ")
+        return ask("Password: ")
     line = sys.stdin.buffer.readline(MAX_PASSWORD + 2)
     if not line:
         raise Failure("no password: standard input is empty and no terminal; give it as the first line")
@@ -29,3 +31,20 @@ def read_password() -> str:
         return password.decode()
     except UnicodeDecodeError:
         raise Failure("the password is not UTF-8") from None
+
+
+def ask(prompt: str) -> str:
+    """What is typed at the terminal, hidden; raises Failure at Ctrl-D, KeyboardInterrupt at Ctrl-C."""
+    here = threading.current_thread() is threading.main_thread()
+    # asyncio's own handler would only mark the task as cancelled, and the terminal would be read on.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler) if here else None
+    try:
+        return getpass.getpass(prompt)
+    except (EOFError, KeyboardInterrupt) as error:
+        sys.stderr.write("\n")  # the prompt's line is left open
+        if isinstance(error, EOFError):
+            raise Failure("no password was typed") from None
+        raise
+    finally:
+        if here:
+            signal.signal(signal.SIGINT, before)

@@ -174,7 +174,10 @@ def _read_grant(answer: dict[str, Any], pair: KeyPair, user: str) -> Grant:
     except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise Failure(f"the proxy's answer to the login makes no sense: {error!r}") from None
     if grant.expires < datetime.now(UTC) + CLOCK_SKEW:
-        raise Failure(f"the new certificate ends at {grant.expires:%Y-%m-%d %H:%M:%S} UTC already: check the clock")
+        raise Failure(
+            f"the new certificate ends at {grant.expires:%Y-%m-%d %H:%M:%S} UTC, within a minute: "
+            "check this machine's clock, or ask for a longer --ttl"
+        )
     return grant
 
 
