@@ -6,12 +6,14 @@ import asyncio
 import ssl
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
+from ipaddress import ip_network
 from pathlib import Path
 
 import pytest
 
 from monoport.access.resources import parse_document
 from monoport.errors import Failure
+from monoport.net.balancers import Balancers
 from monoport.net.deadlines import Deadlines
 from monoport.net.listener import Arrival, Limits, Listener, bind
 from monoport.net.memory import pair
@@ -159,6 +161,18 @@ class Chopped(Stream):
 
     def abort(self, error: Exception | None = None) -> None:
         self._inner.abort(error)
+
+
+class Prefixed(Chopped):
+    """Sends what it is given first behind `header`, in one piece with it."""
+
+    def __init__(self, inner: Stream, header: bytes) -> None:
+        super().__init__(inner, [])
+        self._header = header
+
+    def send(self, data: bytes | bytearray | memoryview) -> bool:
+        header, self._header = self._header, b""
+        return super().send(header + bytes(data))
 
 
 async def test_a_hello_may_be_split_at_every_byte() -> None:
@@ -485,3 +499,39 @@ async def test_five_hundred_silent_handshakes_hold_nobody_up() -> None:
     assert sum(door.connections.refused_by_code.values()) == 500
     listener.drain(5)
     await task
+
+
+async def test_a_header_of_a_balancer_and_the_hello_in_one_segment_and_a_second_header() -> None:
+    door = Door()
+    sockets = bind("127.0.0.1", 0)
+    port = sockets[0].getsockname()[1]
+    refused, balancers = door.connections.turned_away, Balancers([ip_network("127.0.0.1")])
+    listener = Listener(sockets, lambda arrival: serve(arrival, door.front), Limits(), refused, balancers)
+    task = asyncio.get_running_loop().create_task(listener.run())
+    await asyncio.sleep(0)
+    header = b"PROXY TCP4 203.0.113.9 198.51.100.7 40000 443\r\n"
+    raw = await connect("127.0.0.1", port)
+    prefixed = Prefixed(raw, header)
+    stream = await connect_tls(prefixed, cluster().client(SSH), server_hostname="proxy.example.com")
+    await stream.write(b"x")
+    assert await stream.read() == b"x"
+    assert [row["source"] for row in door.connections.rows()] == ["203.0.113.9:40000"]
+    stream.abort()
+    twice = await connect("127.0.0.1", port)
+    twice.send(header * 2)
+    assert await drained(twice) == b""
+    turned = door.connections.refusals[-1]
+    assert (turned.source[0], turned.refusal.code, turned.refusal.rule) == (
+        "203.0.113.9",
+        "not_enabled",
+        "proxy-header",
+    )
+    broken = await connect("127.0.0.1", port)
+    broken.send(b"PROXY TCP4 x\r\n")
+    assert await drained(broken) == b""
+    assert door.codes[-1] == "malformed_proxy_header"
+    twice.abort()
+    broken.abort()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task

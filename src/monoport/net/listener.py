@@ -19,10 +19,12 @@ from typing import Any
 import structlog
 
 from monoport.errors import Failure
+from monoport.net.balancers import Balancers, introduce
 from monoport.net.deadlines import Deadlines
 from monoport.net.reactor import READ, Reactor
 from monoport.net.sockets import SocketStream
 from monoport.net.stream import EndOfStream, Stream
+from monoport.wire.proxyprotocol import ProxyHeaderError
 
 BACKLOG = 4096  # connections the kernel keeps while we are busy; somaxconn caps it
 ACCEPTS = 64  # per turn of the loop, so that a flood of new connections leaves room for the old ones
@@ -75,11 +77,12 @@ class Limits:
 class Arrival:
     """A connection that was accepted and has a slot.
 
-    id: short, unique in this process and, with its random part, in practice everywhere. source: address and port.
-    first: the bytes received so far. accepted: the loop's clock, seconds.
+    id: short, unique in this process and, with its random part, in practice everywhere. source: address and port, the
+    client's own where a balancer has told them. share: the key that the source is counted under, "" where no limit
+    holds. first: the bytes received so far. accepted: the loop's clock, seconds.
     """
 
-    __slots__ = ("_handshake", "_hello", "accepted", "first", "id", "source", "stream")
+    __slots__ = ("_handshake", "_hello", "accepted", "first", "id", "share", "source", "stream")
 
     def __init__(
         self, name: str, stream: SocketStream, source: Source, hello: Deadlines[Arrival], handshake: Deadlines[Arrival]
@@ -87,6 +90,7 @@ class Arrival:
         self.id = name
         self.stream: Stream = stream
         self.source = source
+        self.share = ""
         self.first = b""
         self.accepted = stream.loop.time()
         self._hello = hello
@@ -127,17 +131,24 @@ class Listener:
     """Accepts on `sockets` and runs `serve(arrival)` in one task per connection, which ends with its stream.
 
     serve: the connection's life; `arrival.first` holds at least one byte. refused: called with connection id, source,
-    code and reason for connections that end before `serve`. The sockets belong to the listener.
+    code and reason for connections that end before `serve`. balancers: whose connections may begin with a PROXY
+    header; None: nobody's. The sockets belong to the listener.
     """
 
     def __init__(
-        self, sockets: Iterable[socket.socket], serve: Serve, limits: Limits, refused: Refused | None = None
+        self,
+        sockets: Iterable[socket.socket],
+        serve: Serve,
+        limits: Limits,
+        refused: Refused | None = None,
+        balancers: Balancers | None = None,
     ) -> None:
         self._sockets = list(sockets)
         self._families = {sock: int(sock.family) for sock in self._sockets}
         self._serve = serve
         self._limits = limits
         self._refused = refused or _log_refusal
+        self._balancers = balancers
         self._log: Any = structlog.get_logger()
         self._prefix = os.urandom(3).hex()  # tells the ids of this run from those of the one before
         self._count = 0
@@ -246,17 +257,28 @@ class Listener:
         self._count += 1
         name = f"{self._prefix}{self._count:x}"
         source: Source = (address[0], address[1])
-        key, limit = self._share(address[0])
-        if limit is not None and self._sources[key] >= limit:
+        # A balancer stands for many clients: it holds slots of the total alone until it has said for whom.
+        balanced = self._balancers is not None and address[0] in self._balancers
+        share = "" if balanced else self._count_in(name, source)
+        if share is None:
             sock.close()
-            self._refused(name, source, "too_many_connections", f"{key} holds {limit} connections, its limit")
             return
         self._taken += 1
-        if limit is not None:
-            self._sources[key] += 1
         stream = SocketStream(sock, self._loop, inherited=True)
         arrival = Arrival(name, stream, source, self._hello, self._handshake)
-        self._group.create_task(self._live(arrival, key if limit is not None else None))
+        arrival.share = share
+        self._group.create_task(self._live(arrival, balanced))
+
+    def _count_in(self, name: str, source: Source) -> str | None:
+        """Count a connection with others of its source: the key; None where it is one too many, and refused."""
+        key, limit = self._share(source[0])
+        if limit is None:
+            return ""
+        if self._sources[key] >= limit:
+            self._refused(name, source, "too_many_connections", f"{key} holds {limit} connections, its limit")
+            return None
+        self._sources[key] += 1
+        return key
 
     def _share(self, host: str) -> tuple[str, int | None]:
         """The key a source is counted under, and its limit."""
@@ -275,10 +297,10 @@ class Listener:
 
     # one connection
 
-    async def _live(self, arrival: Arrival, key: str | None) -> None:
+    async def _live(self, arrival: Arrival, balanced: bool) -> None:
         stream = arrival.stream
         try:
-            if await self._spoke(arrival):
+            if await self._spoke(arrival) and (not balanced or await self._introduced(arrival)):
                 await self._serve(arrival)
             if not stream.lost:
                 stream.close()
@@ -292,7 +314,7 @@ class Listener:
                 stream.abort()
             arrival.routed()
             arrival.settled()
-            self._release(key)
+            self._release(arrival.share)
 
     async def _spoke(self, arrival: Arrival) -> bool:
         try:
@@ -303,9 +325,26 @@ class Listener:
             self._log.debug("connection ended before its first byte", connection=arrival.id, reason=str(error))
         return bool(arrival.first)
 
-    def _release(self, key: str | None) -> None:
+    async def _introduced(self, arrival: Arrival) -> bool:
+        """Learn from a balancer's header, if one comes, who the client is, and count the connection there."""
+        try:
+            named = await introduce(arrival)
+        except ProxyHeaderError as error:
+            self._refused(arrival.id, arrival.source, "malformed_proxy_header", str(error))
+            return False
+        except (LateError, ConnectionError) as error:
+            self._refused(arrival.id, arrival.source, "incomplete", str(error))
+            return False
+        if named:
+            share = self._count_in(arrival.id, arrival.source)
+            if share is None:
+                return False
+            arrival.share = share
+        return bool(arrival.first) or await self._spoke(arrival)
+
+    def _release(self, key: str) -> None:
         self._taken -= 1
-        if key is not None:
+        if key:
             self._sources[key] -= 1
             if not self._sources[key]:
                 del self._sources[key]

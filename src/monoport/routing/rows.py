@@ -25,13 +25,12 @@ from monoport.routing.conditions import (
 )
 from monoport.routing.outcome import Ask, Code, Kind, Show, Tls, Trust
 from monoport.routing.rules import Go, Rank, Redirect, Refuse, Reply, Rule
-from monoport.wire import alert, http
+from monoport.wire import alert, http, proxyprotocol
 from monoport.wire.clienthello import ClientHello, HelloError
 
 TLS_HANDSHAKE = 0x16  # content type of the record that a ClientHello comes in
 DECLINED = ":declined"  # behind a protocol's name: it asked for something that was declined, and may ask again
 
-_PROXY_HEADERS = (b"PROXY ", b"\r\n\r\n\x00\r\nQUIT\n")  # HAProxy's PROXY protocol, versions 1 and 2
 _HELLO = "ClientHello"
 _HTTP_OR_NONE = (None, *names.HTTP_ALPN)
 
@@ -113,9 +112,7 @@ def rows(
     states = frozenset({""}.union(*({protocol.name, protocol.name + DECLINED} for protocol in protocols)))
     database = Kind.DATABASE in served
     return (
-        _plain(
-            "proxy-header", "PROXY header", _PROXY_HEADERS, _NOWHERE, "a PROXY header from this source", served=False
-        ),
+        _plain("proxy-header", "PROXY header", (proxyprotocol.V1, proxyprotocol.V2), _UNASKED, "refused", served=True),
         *_by_name(publics, served),
         *_by_protocol(clusters, served),
         *(rule for protocol in protocols for rule in _private(protocol, domains, database)),
@@ -131,7 +128,8 @@ def rows(
     )
 
 
-_NOWHERE = Refuse(Code.NOT_ENABLED, "not enabled here")
+# The one header of a configured network has been read before routing sees the bytes.
+_UNASKED = Refuse(Code.NOT_ENABLED, "a PROXY header from a source that may send none, or a second one")
 _MALFORMED = Refuse(Code.MALFORMED_HELLO, "malformed ClientHello", alert.fatal(alert.DECODE_ERROR))
 _UNKNOWN = Refuse(Code.UNKNOWN_PROTOCOL, "no protocol of this port begins so")
 
