@@ -61,6 +61,22 @@ def test_defaults() -> None:
     assert not loaded.db_service.enabled
 
 
+@pytest.mark.parametrize(
+    ("written", "networks"),
+    [
+        ("{networks: [10.0.0.5, 192.0.2.0/24, '2001:db8::/64']}", ["10.0.0.5/32", "192.0.2.0/24", "2001:db8::/64"]),
+        ("{networks: 10.0.0.5}", ["10.0.0.5/32"]),
+        ("{networks: []}", []),
+        ("{}", []),
+        ("no", []),
+        ("off", []),
+    ],
+)
+def test_networks_of_balancers(written: str, networks: list[str]) -> None:
+    loaded = parse(f"version: v3\nproxy_service: {{enabled: yes, proxy_protocol: {written}}}\n")
+    assert [str(network) for network in loaded.proxy_service.proxy_protocol.networks] == networks
+
+
 @pytest.mark.parametrize("machine", ["Web_01.example.com", "kube", "", "-", "x" * 80])
 def test_nodename_is_a_resource_name_whatever_the_machine_is_called(
     machine: str, monkeypatch: pytest.MonkeyPatch

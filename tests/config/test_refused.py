@@ -74,6 +74,7 @@ def refusal(text: str, name: str = "monoport.yaml") -> str:
             PROXY + "  limits: {zzz: 1}\n",
             '5:12: unknown key "zzz"; expected one of connections, per_source',
         ),
+        (PROXY + "  proxy_protocol: {network: 10.0.0.5}\n", '5:20: unknown key "network"; did you mean "networks"?'),
         (PROXY + 'teleport:\n  "\\e[31m": 1\n', None),
         # what a later version has
         (PROXY + "app_service:\n  enabled: yes\n", "app_service is not available in this version yet"),
@@ -83,10 +84,6 @@ def refusal(text: str, name: str = "monoport.yaml") -> str:
         (PROXY + "  mysql_listen_addr: 0.0.0.0:3036\n", "5:3: mysql_listen_addr is not available in this version yet"),
         (PROXY + "  mongo_listen_addr: 0.0.0.0:27017\n", "5:3: mongo_listen_addr is not available in this version yet"),
         (PROXY + "  mysql_on_silence: 1s\n", "5:3: mysql_on_silence is not available in this version yet"),
-        (
-            PROXY + "  proxy_protocol: {networks: [10.0.0.0/8]}\n",
-            "5:3: proxy_protocol is not available in this version",
-        ),
         (PROXY + "teleport: {diag_addr: 'localhost:3000'}\n", "5:12: diag_addr is not available in this version yet"),
         (
             PROXY + "teleport: {storage: {type: etcd}}\n",
@@ -147,6 +144,17 @@ def refusal(text: str, name: str = "monoport.yaml") -> str:
             PROXY + "  limits: {connections: 0}\n",
             "proxy_service.limits.connections: 0: expected a whole number, at least 1",
         ),
+        (
+            PROXY + "  proxy_protocol: {networks: [10.0.0.5, balancer.example.com]}\n",
+            '5:41: proxy_service.proxy_protocol.networks[1]: "balancer.example.com" is not a network; '
+            "expected for example 10.0.0.5 or 10.0.0.0/24",
+        ),
+        (PROXY + "  proxy_protocol: {networks: 7}\n", "7 is not a network; expected for example 10.0.0.5"),
+        (PROXY + "  proxy_protocol: {networks: 10.0.0.5/8}\n", '"10.0.0.5/8" has host bits set; expected'),
+        (PROXY + "  proxy_protocol: {networks: 0.0.0.0/0}\n", '"0.0.0.0/0" is everybody; expected the addresses of'),
+        (PROXY + "  proxy_protocol: {networks: '::/0'}\n", '"::/0" is everybody; expected the addresses of'),
+        (PROXY + "  proxy_protocol: {networks: '::ffff:10.0.0.5'}\n", '"::ffff:10.0.0.5" is IPv4 written as IPv6'),
+        (PROXY + "  proxy_protocol: yes\n", 'proxy_service.proxy_protocol: "yes" is not a section; expected keys'),
         (PROXY + "  limits: {per_source: 9999999}\n", "9999999: expected a whole number, at most 1000000"),
         (PROXY + "  https_keypairs: a.pem\n", '5:19: proxy_service.https_keypairs: "a.pem": expected a list'),
         (PROXY + "  https_keypairs: [a.pem]\n", '5:20: proxy_service.https_keypairs[0]: "a.pem" is not a section'),

@@ -171,12 +171,22 @@ class Limits(Section):
     )
 
 
+class ProxyProtocol(Section):
+    """Load balancers in front of the port, which say in a PROXY header (version 1 or 2) for which client they connect.
+
+    The source address in limits, logs and the audit log is then the client's. Whoever connects from these networks can
+    claim any address: name the balancers alone. They may connect without a header, too, as health checks do.
+    """
+
+    networks: values.Networks = Field(
+        default=(), description="from where a PROXY header is believed; from elsewhere it is refused"
+    )
+
+
 class ProxyService(Service):
     """The front door: one TLS port for everything."""
 
-    later: ClassVar = frozenset(
-        {"kube_listen_addr", "mysql_listen_addr", "mongo_listen_addr", "mysql_on_silence", "proxy_protocol"}
-    )
+    later: ClassVar = frozenset({"kube_listen_addr", "mysql_listen_addr", "mongo_listen_addr", "mysql_on_silence"})
 
     enabled: values.Switch = Field(default=False, description="run the proxy")
     web_listen_addr: Annotated[Address, address(WEB_PORT, "0.0.0.0:3080", listens=True), _ADDRESS] = Field(
@@ -205,7 +215,13 @@ class ProxyService(Service):
     postgres_listen_addr: Annotated[Address | None, address(POSTGRES_PORT, "0.0.0.0:5432", listens=True), _ADDRESS] = (
         Field(default=None, description="one more port, for PostgreSQL clients (default port 5432)")
     )
+    proxy_protocol: ProxyProtocol = Field(default_factory=ProxyProtocol, description="load balancers in front")
     limits: Limits = Field(default_factory=Limits, description="how many connections at once")
+
+    @field_validator("proxy_protocol", mode="before")
+    @classmethod
+    def _no_balancers(cls, value: Any) -> Any:
+        return {} if not isinstance(value, dict) and values.says_off(value) else value
 
 
 class SshService(Service):

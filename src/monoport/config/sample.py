@@ -44,6 +44,9 @@ proxy_service:
   #listen_addr: 0.0.0.0:3023
   #tunnel_listen_addr: 0.0.0.0:3024
   #postgres_listen_addr: 0.0.0.0:5432
+  # Load balancers in front of the port that send a PROXY header: theirs is believed, anybody else's is refused.
+  #proxy_protocol:
+    #networks: [10.0.0.5, 10.0.0.6]
   #limits:
     #connections: 8192
     #per_source: 512

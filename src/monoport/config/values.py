@@ -8,7 +8,7 @@ import difflib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from ipaddress import IPv6Address, ip_address
+from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -211,6 +211,30 @@ def read_file(path: Path) -> bytes:
     return data
 
 
+def _network(value: object) -> IPv4Network | IPv6Network:
+    expected = "expected for example 10.0.0.5 or 10.0.0.0/24"
+    if not isinstance(value, str):
+        raise problem(f"{show(value)} is not a network; {expected}")
+    try:
+        network = ip_network(value)
+    except ValueError:
+        reason = "has host bits set" if _is_network(value) else "is not a network"
+        raise problem(f"{show(value)} {reason}; {expected}") from None
+    if not network.prefixlen:
+        raise problem(f"{show(value)} is everybody; expected the addresses of machines that you run")
+    if isinstance(network, IPv6Network) and network.network_address.ipv4_mapped:
+        raise problem(f"{show(value)} is IPv4 written as IPv6; {expected}")
+    return network
+
+
+def _is_network(text: str) -> bool:
+    try:
+        ip_network(text, strict=False)
+    except ValueError:
+        return False
+    return True
+
+
 def _pin(value: object) -> str:
     if not isinstance(value, str) or not _PIN.fullmatch(value.lower()):
         raise problem(
@@ -238,4 +262,8 @@ AnyPath = Annotated[Path, BeforeValidator(_path), Shown("path")]
 ReadableFile = Annotated[Path, BeforeValidator(_file), Shown("path of a file")]
 Pin = Annotated[str, BeforeValidator(_pin)]
 Pins = Annotated[tuple[Pin, ...], BeforeValidator(_string_or_list), Field(strict=False), Shown("`sha256:…` or a list")]
+Network = Annotated[IPv4Network | IPv6Network, BeforeValidator(_network)]
+Networks = Annotated[
+    tuple[Network, ...], BeforeValidator(_string_or_list), Field(strict=False), Shown("address, network, or a list")
+]
 one_or_many = BeforeValidator(_string_or_list)

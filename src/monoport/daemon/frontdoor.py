@@ -21,6 +21,7 @@ from monoport.config import Config
 from monoport.config.model import KeyPair as KeyPairFiles
 from monoport.daemon.member import Member
 from monoport.errors import Failure
+from monoport.net.balancers import Balancers
 from monoport.net.listener import Limits, Listener
 from monoport.proxy.auth import AuthService
 from monoport.proxy.connection import FrontDoor, Handler, serve
@@ -80,8 +81,11 @@ class Proxy:
 
     async def run(self, sockets: Iterable[socket.socket]) -> None:
         """Serve on bound sockets until `drain` has ended, or until cancelled."""
-        limits = Limits(self._config.proxy_service.limits.connections, self._config.proxy_service.limits.per_source)
-        self._listener = Listener(sockets, self._serve, limits, self.connections.turned_away)
+        service = self._config.proxy_service
+        limits = Limits(service.limits.connections, service.limits.per_source)
+        networks = service.proxy_protocol.networks
+        balancers = Balancers(networks) if networks else None
+        self._listener = Listener(sockets, self._serve, limits, self.connections.turned_away, balancers)
         async with asyncio.TaskGroup() as group:
             watching = group.create_task(self._watch_files())
             await self._listener.run()
