@@ -26,6 +26,7 @@ PACKAGES = {
     "postgres": "postgresql",
     "curl": "curl",
     "openssl": "openssl",
+    "haproxy": "haproxy",
 }
 MISSING = "missing tool: "
 

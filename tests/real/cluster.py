@@ -21,6 +21,7 @@ from typing import Any
 
 BIN = Path(sys.executable).parent
 READY = "ready"
+BALANCER = "127.0.0.3"  # a proxy of a Cluster believes the PROXY headers of this address
 START_SECONDS = 30  # two cores that other tests keep busy
 
 
@@ -161,6 +162,7 @@ class Cluster:
             f"auth_service:\n  enabled: yes\n  cluster_name: {name}\n"
             f"proxy_service:\n  enabled: yes\n  web_listen_addr: 127.0.0.1:{self.port}\n"
             f"  public_addr: ['localhost:{self.port}']\n"
+            f"  proxy_protocol: {{networks: {BALANCER}}}\n"
         )
         self.front = self.daemon(self.config)
 
@@ -216,14 +218,19 @@ class Cluster:
         return Person(name, home)
 
     def login(
-        self, person: Person, *words: str, password: str = "correct horse battery", code: int | None = 0
+        self,
+        person: Person,
+        *words: str,
+        password: str = "correct horse battery",
+        code: int | None = 0,
+        port: int | None = None,
     ) -> subprocess.CompletedProcess[str]:
-        """`tsh login` by CA pin, the password on standard input."""
+        """`tsh login` by CA pin, the password on standard input; `port`: of what stands in front of the cluster."""
         pin = re.search(r"sha256:[0-9a-f]{64}", self.tctl("status").stdout)
         assert pin, "tctl status shows the CA pin"
         return person.tsh(
             "login",
-            f"--proxy=localhost:{self.port}",
+            f"--proxy=localhost:{port or self.port}",
             f"--user={person.name}",
             f"--ca-pin={pin[0]}",
             *words,
