@@ -10,6 +10,7 @@ import asyncssh
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from structlog.testing import capture_logs
 
 from monoport.access.identity import Identity, Kind
 from monoport.access.resources import Role, parse_document
@@ -119,6 +120,34 @@ async def test_a_node_by_every_name_and_any_port(shop, name):
 async def test_the_name_on_this_hop_confers_nothing(shop, username):
     async with shop.running("n1", echo), shop.signed_in(username=username) as client:
         assert (await reach(client, "web")).startswith(b"n1 ")
+
+
+class Told(asyncssh.SSHClient):
+    """Keeps what the server says before it lets nobody in."""
+
+    def __init__(self) -> None:
+        self.said = ""
+
+    def auth_banner_received(self, msg: str, lang: str) -> None:
+        self.said += msg
+
+
+async def test_a_refused_certificate_gets_one_line_and_a_plain_key_none(shop):
+    client = Told()
+    pem = shop.key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    key = asyncssh.import_private_key(pem)
+    shop.ca, trusted = Cas(), shop.ca
+    foreign = [(key, asyncssh.import_certificate(shop.certificate(name))) for name in ("alice", "bob")]
+    shop.ca = trusted
+    with capture_logs() as logged, pytest.raises(ExceptionGroup) as caught:
+        async with shop.signed_in(client_keys=[key, *foreign], client_factory=lambda: client):
+            pass
+    assert caught.group_contains(asyncssh.PermissionDenied)
+    assert client.said == "certificate refused: certificate was not signed by a user CA of this cluster\r\n"
+    reasons = [line["reason"] for line in logged if line["event"] == "certificate refused"]
+    assert reasons == ["certificate was not signed by a user CA of this cluster"] * 2
 
 
 async def test_a_user_without_logins_signs_in_but_reaches_nothing(shop):

@@ -157,8 +157,12 @@ class _UserLink(link.ServerLink):
     async def validate_public_key(self, username: str, key_data: bytes, msg: bytes, signature: bytes) -> bool:
         self.attempt()
         owner = self.get_owner()
-        identity = owner.vouched(key_data) if isinstance(owner, _Users) else None
-        if identity is None:
+        if not isinstance(owner, _Users) or not link.certifies(key_data):
+            return False
+        try:
+            identity = owner.vouched(key_data)
+        except IdentityError as error:
+            self.refused(f"certificate refused: {error}")
             return False
         principal = (*identity.principals, NO_LOGIN)[0]  # asyncssh compares the name with the principals
         return await super().validate_public_key(principal, key_data, msg, signature)
@@ -188,14 +192,14 @@ class _Users(asyncssh.SSHServer):
     def validate_ca_key(self, username: str, key: asyncssh.SSHKey) -> bool:
         return self._identity is not None  # `vouched` has checked this very certificate against the user CA
 
-    def vouched(self, certificate: bytes) -> Identity | None:
-        """The user that a certificate names, if it holds; asyncssh checks the signature made with its key."""
+    def vouched(self, certificate: bytes) -> Identity:
+        """The user that a certificate names; asyncssh checks the signature made with its key. Raises IdentityError."""
         try:
             self._identity = self._service.identify(certificate)
         except IdentityError as error:
             self._identity = None
             self._log.info("certificate refused", reason=str(error))
-            return None
+            raise
         size = int.from_bytes(certificate[:4], "big")
         text = binascii.b2a_base64(certificate, newline=False).decode()
         self._certificate = f"{certificate[4 : 4 + size].decode('ascii')} {text}"

@@ -31,6 +31,8 @@ KEY_EXCHANGES = (
 )
 WINDOW = 262_144  # bytes of one channel that may wait in one direction
 PACKET = 32_768  # the payload every SSH implementation must take (RFC 4253 section 6.1)
+CERTIFICATE = b"-cert-v01@openssh.com"  # ends the type of every OpenSSH certificate (PROTOCOL.certkeys)
+MAX_TYPE = 64  # bytes at the beginning of a key, in which its type stands
 ATTEMPTS = 32  # keys that a client may try: full ssh-agents hold a dozen, and each try is asked for twice
 CLOSE_SECONDS = 5.0  # for a goodbye; a peer that does not take it is cut
 USER_LOGIN = 60.0  # seconds: people touch security keys
@@ -95,6 +97,7 @@ class ServerLink(Link, asyncssh.SSHServerConnection):
     """An SSH server's connection; its options come from no file, so there is nothing to reload."""
 
     _attempts = 0
+    _refused = False
 
     def set_extra_info(self, **kwargs: Any) -> None:
         super().set_extra_info(**kwargs)
@@ -113,6 +116,17 @@ class ServerLink(Link, asyncssh.SSHServerConnection):
             raise asyncssh.DisconnectError(
                 asyncssh.DISC_NO_MORE_AUTH_METHODS_AVAILABLE, f"more than {ATTEMPTS} attempts to authenticate"
             )
+
+    def refused(self, reason: str) -> None:
+        """Tell a client that is not let in why, once: of several keys that fail, the first reason is the one shown."""
+        if not self._refused:
+            self._refused = True
+            self.send_auth_banner(f"{reason}\r\n")
+
+
+def certifies(public_key: bytes) -> bool:
+    """Whether a public key is a certificate by its type; clients offer all their keys, and plain ones prove nothing."""
+    return CERTIFICATE in public_key[:MAX_TYPE]
 
 
 class ClientLink(Link, asyncssh.SSHClientConnection):

@@ -87,6 +87,17 @@ async def test_an_expired_certificate(world):
     assert "expired" in await refused(world, certificate=short)
 
 
+async def test_several_refused_certificates_get_one_line_and_a_record_each(world):
+    key = asyncssh.import_private_key(world.user_key.private)
+    lines = [world.sign("bob"), world.sign(logins=("daemon",)), world.sign("carol", logins=("daemon",))]
+    keys = [(key, asyncssh.import_certificate(line)) for line in lines]
+    assert await refused(world, client_keys=[*keys, key]) == "certificate refused\r\n"
+    assert [event["reason"] for event in world.events("session.deny")] == [
+        "certificate refused",
+        f"login {world.login} is not allowed",
+    ]
+
+
 async def test_a_login_without_an_account(world):
     nobody = world.sign(logins=("no-such-account",))
     said = await refused(world, username="no-such-account", certificate=nobody)

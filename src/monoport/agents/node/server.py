@@ -28,8 +28,6 @@ from monoport.tunnel.channel import ChannelSession, join
 
 SESSIONS = 10  # sshd's MaxSessions
 FORWARDED = 256  # forwarded connections at one time: a browser behind `ssh -D` opens dozens
-CERTIFICATE = b"-cert-v01@openssh.com"  # ends the type of every OpenSSH certificate (PROTOCOL.certkeys)
-MAX_TYPE = 64  # bytes at the beginning of a key, in which its type stands
 DENIALS = 64  # of one connection, each of which is an event on disk
 AGENT_CLIENTS = 32  # programs that talk to the forwarded agent at one time
 
@@ -149,8 +147,8 @@ class NodeServer(asyncssh.SSHServer):
     async def admit(self, login: str, certificate: bytes) -> bool:
         """Decide about a certificate and a login; what asyncssh checks besides is the signature."""
         self.admission = None
-        if CERTIFICATE not in certificate[:MAX_TYPE]:
-            return False  # clients offer every key they have: a plain one is no attempt worth a record
+        if not link.certifies(certificate):
+            return False  # no attempt worth a record
         try:
             identity = self._gate.identify(certificate)
         except IdentityError as error:
@@ -184,14 +182,14 @@ class NodeServer(asyncssh.SSHServer):
         return True
 
     async def _refuse(self, reason: str, rule: str, login: str) -> None:
-        """Say what was refused, and record why, once."""
+        """Record what was refused and why, once for each reason, and say the first."""
         if reason in self._refusals or self._link is None:
             return
         self._refusals.add(reason)
         self._log.warning("login refused", login=login, reason=reason, rule=rule)
         await self._audit.emit("session.deny", **self._facts, login=login, what="login", reason=reason, rule=rule)
         if self._link is not None:
-            self._link.send_auth_banner(f"{reason}\r\n")
+            self._link.refused(reason)
 
     def auth_completed(self) -> None:
         admission = self.admission
