@@ -4,7 +4,7 @@ from monoport.protocols.description import Description, Shell
 from monoport.routing.rows import DatabaseRule
 from monoport.wire.front import Why
 from monoport.wire.postgres.front import ALPN, PostgresFront
-from monoport.wire.postgres.messages import SSL_REQUEST
+from monoport.wire.postgres.messages import GSSENC_REQUEST, SSL_REQUEST
 
 PROTOCOL = Description(
     routing=DatabaseRule(
@@ -12,7 +12,7 @@ PROTOCOL = Description(
         alpn=("teleport-postgres",),
         direct_alpn=(ALPN,),
         starttls=SSL_REQUEST,
-        declined=(SSL_REQUEST[:7] + b"\x30",),  # GSSENCRequest, 80877104
+        declined=(GSSENC_REQUEST,),
         cancel=(0, 0, None, None, *SSL_REQUEST[4:7], 0x2E),  # length, then 80877102; protocol 3.2 has longer secrets
         plaintext=(0, 0, None, None, 0, 3),  # length, then protocol 3.x
         plaintext_refusal=PostgresFront().refuse(Why.UNSUPPORTED, "TLS is required here: set sslmode=verify-full"),
