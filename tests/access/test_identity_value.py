@@ -38,6 +38,7 @@ def identities(draw: st.DrawFn) -> Identity:
         usage=tuple(draw(st.lists(st.sampled_from(sorted(USAGES)), max_size=2))),
         login_ip=draw(st.just("") | st.ip_addresses().map(str)),
         generation=draw(st.integers(0, MAX_GENERATION)),
+        issued=draw(st.none() | st.datetimes(datetime(1970, 1, 2), datetime(2100, 1, 1), timezones=st.just(UTC))),
     )
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
 
 from monoport.access.lease import Leases
 from monoport.access.locks import lock_for
+from monoport.access.resources import parse_document, to_document
 
 
 @pytest.mark.parametrize(
@@ -38,6 +40,18 @@ def test_whom_a_lock_concerns(make, target, concerned):
 )  # fmt: skip
 def test_a_host_is_concerned_by_locks_of_its_node(make, target, concerned):
     assert (lock_for(make.host(), [make.lock(**target)], make.now) is not None) is concerned
+
+
+@pytest.mark.parametrize(
+    ("issued", "concerned"),
+    [(None, True), (timedelta(microseconds=-1), True), (timedelta(0), False), (timedelta(seconds=1), False)],
+)
+def test_a_lock_on_what_was_issued_before_an_instant_leaves_later_logins_alone(make, issued, concerned):
+    lock = make.lock(user="alice")
+    lock = lock.model_copy(update={"spec": lock.spec.model_copy(update={"issued_before": make.now})})
+    assert parse_document(to_document(lock)) == lock
+    identity = replace(make.user(), issued=None if issued is None else make.now + issued)
+    assert (lock_for(identity, [lock], make.now) is not None) is concerned
 
 
 def test_a_lock_ends_at_its_expiry(make):

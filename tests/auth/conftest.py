@@ -17,6 +17,7 @@ from argon2 import PasswordHasher
 from monoport.access.identity import Destination, Identity, Kind
 from monoport.access.resources import Resource, parse_document
 from monoport.auth.client import AuthClient
+from monoport.auth.hosts import Host
 from monoport.auth.keys import Credentials, KeyPair, generate
 from monoport.auth.local import LocalAuth
 from monoport.auth.messages import HostCertificates, UserCertificates
@@ -86,6 +87,15 @@ class World:
         expires = self.clock() + timedelta(days=1)
         host_id = name or f"{role}-1"
         return Identity(Kind.HOST, host_id, CLUSTER, roles=(role,), principals=tuple(principals), expires=expires)
+
+    async def joined(
+        self, role: str, name: str = "", principals: Sequence[str] = (), *, origin: str = "token/one", **record: Any
+    ) -> Identity:
+        """A host's identity, and the record that the service keeps of a host that joined; the first name is its own."""
+        identity = self.host(role, name, principals)
+        nodename = principals[0] if principals else identity.name
+        await self.auth._parts.records.remember(Host(identity.name, nodename, (role,), origin=origin, **record))
+        return identity
 
     def user(
         self,

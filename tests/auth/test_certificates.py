@@ -71,7 +71,11 @@ def issued(cas):
         "user": (cas.user, issue_user(cas.user, PEM, ALICE, NOW), ["sslclient"]),
         "host": (cas.host, issue_host(cas.host, PEM, WEB, NOW), ["sslclient", "sslserver"]),
         "db": (cas.db, issue_database_server(cas.db, PEM, ["db.local", "127.0.0.1"], NOW, LATER), ["sslserver"]),
-        "dbclient": (cas.dbclient, issue_database_client(cas.dbclient, PEM, "reader", NOW, LATER), ["sslclient"]),
+        "dbclient": (
+            cas.dbclient,
+            issue_database_client(cas.dbclient, PEM, "reader", NOW, LATER, database="orders"),
+            ["sslclient"],
+        ),
     }
 
 
@@ -187,12 +191,21 @@ def common_name(pem: str) -> list[str]:
 
 def test_a_database_client_is_named_after_the_database_user(cas, issued):
     assert common_name(issued["dbclient"][1]) == ["reader"]
-    assert common_name(issue_database_client(cas.dbclient, PEM, "u" * 64, NOW, LATER)) == ["u" * 64]
+    assert common_name(issue_database_client(cas.dbclient, PEM, "u" * 64, NOW, LATER, database="orders")) == ["u" * 64]
     with pytest.raises(CertificateError, match="65 characters, limit 64"):
-        issue_database_client(cas.dbclient, PEM, "u" * 65, NOW, LATER)
+        issue_database_client(cas.dbclient, PEM, "u" * 65, NOW, LATER, database="orders")
+    attributes = [(one.oid, one.value) for one in parsed(issued["dbclient"][1]).subject]
+    assert attributes == [
+        (NameOID.ORGANIZATION_NAME, "example.com"),
+        (NameOID.ORGANIZATIONAL_UNIT_NAME, "orders"),
+        (NameOID.COMMON_NAME, "reader"),
+    ], "CN=reader,OU=orders,O=example.com, as PostgreSQL's clientname=DN has it"
+    for name in ("", "d" * 65, "a\0b"):
+        with pytest.raises((IdentityError, CertificateError)):
+            issue_database_client(cas.dbclient, PEM, "reader", NOW, LATER, database=name)
     for user in ("", "a\0b", " a"):
         with pytest.raises(IdentityError):
-            issue_database_client(cas.dbclient, PEM, user, NOW, LATER)
+            issue_database_client(cas.dbclient, PEM, user, NOW, LATER, database="orders")
 
 
 def test_a_long_user_name_is_left_to_the_identity(cas):
@@ -211,7 +224,7 @@ def test_each_ca_signs_only_its_own_kind(cas):
         lambda: issue_user_ssh(cas.host, LINE, ALICE, NOW),
         lambda: issue_host_ssh(cas.host, LINE, ALICE, NOW),
         lambda: issue_database_server(cas.dbclient, PEM, ["a"], NOW, LATER),
-        lambda: issue_database_client(cas.db, PEM, "a", NOW, LATER),
+        lambda: issue_database_client(cas.db, PEM, "a", NOW, LATER, database="orders"),
         lambda: issue_user(generate(CaKind.USER, "other.com", NOW), PEM, ALICE, NOW),
     ):
         with pytest.raises(CertificateError):

@@ -66,7 +66,7 @@ async def test_certificates_of_the_database_cas_open_nothing_here(world, kind):
     if kind is CaKind.DB:
         pem = issuer.database_server(("db",), pair.public, None).certificate
     else:
-        pem = issuer.database_client(pair.public, "alice", world.clock() + timedelta(hours=1)).certificate
+        pem = issuer.database_client(pair.public, "alice", "orders", world.clock() + timedelta(hours=1)).certificate
     async with AuthClient(world.auth.dial(), Credentials(pem, pair.private, world.auth.cas)) as client:
         with pytest.raises(AuthUnavailable):
             await client.status()
@@ -249,11 +249,11 @@ async def test_a_renewed_certificate_is_used_by_the_same_client(world):
 
 
 async def test_events_are_kept_once_each_marked_with_their_host_and_paged_newest_first(world):
-    proxy, host_id = await world.host_client("proxy", "front")
+    agent, host_id = await world.host_client("node", "node-one")
     ids = EventIds(world.clock)
     events = [make(ids, "session.start", {"user": "alice@example.com", "number": n}) for n in range(MAX_EVENTS + 44)]
-    await proxy.emit(events)
-    await proxy.emit(events[:10])
+    await agent.emit(events)
+    await agent.emit(events[:10])
     admin, found, position = world.admin_client(), [], None
     while True:
         page = await admin.events_list(100, position, "session.*")
@@ -264,16 +264,16 @@ async def test_events_are_kept_once_each_marked_with_their_host_and_paged_newest
     assert [one.fields["number"] for one in found] == list(range(MAX_EVENTS + 43, -1, -1))
     assert {one.fields["host_id"] for one in found} == {host_id}
     for forged in ("user.login", "lock.delete", "certificate.user"):
-        with pytest.raises(AuthError, match="own"):
-            await proxy.emit([make(ids, forged, {})])
+        with pytest.raises(AuthError, match="not this host's"):
+            await agent.emit([make(ids, forged, {})])
     with pytest.raises(AuthError, match="next"):
         await admin.events_list(10, "nonsense")
 
 
 async def test_a_batch_of_the_largest_events_fits(world):
-    proxy, _ = await world.host_client("proxy", "front")
+    agent, _ = await world.host_client("db", "agent")
     ids = EventIds(world.clock)
-    await proxy.emit([make(ids, "db.query", {"a": "\x00" * 10_000}) for _ in range(40)])
+    await agent.emit([make(ids, "db.query", {"a": "\x00" * 10_000}) for _ in range(40)])
     assert len((await world.admin_client().events_list(100, None, "db.query")).events) == 40
 
 

@@ -17,7 +17,7 @@ def beat(world):
 
 class TestHeartbeats:
     async def test_a_node_is_there_until_it_falls_silent(self, world, beat, make_node, clock):
-        host = world.host("node", "h1", ["one"])
+        host = await world.joined("node", "h1", ["one"])
         await beat(host, make_node("h1", "one"))
         clock.advance(seconds=TTL.total_seconds() - 1)
         assert len(await world.auth.administration.list(world.admin, "node")) == 1
@@ -28,33 +28,33 @@ class TestHeartbeats:
         assert await world.auth.administration.list(world.admin, "node") == ()
 
     async def test_hosts_speak_only_for_themselves(self, world, beat, make_node, make_database, make_role):
-        host = world.host("node", "h1", ["one"])
+        host = await world.joined("node", "h1", ["one"])
         for resource in (make_node("h2", "one"), make_node("h1", "another-host"), make_database("prod", "h1")):
             with pytest.raises(Forbidden):
                 await beat(host, resource)
         with pytest.raises(Forbidden):
-            await beat(world.host("db", "d1"), make_database("prod", "d2"))
+            await beat(await world.joined("db", "d1"), make_database("prod", "d2"))
         with pytest.raises(Forbidden):
-            await beat(world.host("db", "d1", ["one"]), make_node("d1", "one"))
+            await beat(await world.joined("db", "d1", ["one"]), make_node("d1", "one"))
         with pytest.raises(Invalid):
             await beat(host, make_role("root"))
 
     async def test_two_agents_may_serve_one_database(self, world, beat, make_database):
         for host_id in ("d1", "d2"):
-            await beat(world.host("db", host_id), make_database("prod", host_id))
+            await beat(await world.joined("db", host_id), make_database("prod", host_id))
         found = await world.auth.administration.list(world.admin, "db")
         assert [(one.name, one.spec.host_id) for one in found] == [("prod", "d1"), ("prod", "d2")]
 
     async def test_one_agent_cannot_register_without_end(self, world, beat, make_database):
-        host = world.host("db", "d1")
+        host = await world.joined("db", "d1")
         for number in range(MAX_PER_HOST):
             await beat(host, make_database(f"db{number}", "d1"))
         with pytest.raises(Invalid, match="at most"):
             await beat(host, make_database("one-more", "d1"))
-        await beat(world.host("db", "d2"), make_database("one-more", "d2"))
+        await beat(await world.joined("db", "d2"), make_database("one-more", "d2"))
 
     async def test_repeating_oneself_writes_nothing_but_news_does(self, world, beat, make_node):
-        host = world.host("node", "h1", ["one"])
+        host = await world.joined("node", "h1", ["one"])
         await beat(host, make_node("h1", "one"))
         before = (await world.auth._storage.snapshot("/resources")).revision
         await beat(host, make_node("h1", "one"))
@@ -75,7 +75,7 @@ async def until_ready(changes):
 
 class TestWatch:
     async def test_a_proxy_gets_the_snapshot_then_every_change(self, world, beat, make_node, make_lock):
-        await beat(world.host("node", "h1", ["one"]), make_node("h1", "one"))
+        await beat(await world.joined("node", "h1", ["one"]), make_node("h1", "one"))
         proxy, _ = await world.host_client("proxy", "front")
         changes = proxy.watch()
         seen = await until_ready(changes)
@@ -94,13 +94,13 @@ class TestWatch:
     async def test_an_agent_is_not_told_of_other_resources_and_nobody_of_users_or_tokens(
         self, world, beat, make_node, make_lock
     ):
-        await beat(world.host("node", "h1", ["one"]), make_node("h1", "one"))
+        await beat(await world.joined("node", "h1", ["one"]), make_node("h1", "one"))
         agent, _ = await world.host_client("db", "agent")
         changes = agent.watch()
         seen = await until_ready(changes)
         assert {one.resource.kind for one in seen if isinstance(one, Put)} == {"role"}
         await world.add_user("mallory")
-        await beat(world.host("node", "h2", ["two"]), make_node("h2", "two"))
+        await beat(await world.joined("node", "h2", ["two"]), make_node("h2", "two"))
         await world.put(make_lock("stop", user="mallory"))
         assert (await anext(changes)).resource.name == "stop", "nothing else came before it"
         await changes.aclose()
@@ -169,10 +169,10 @@ class TestCache:
         assert (cache.nodes(), cache.databases(), cache.locks, cache.cas) == ([], [], (), world.auth.cas)
         while not isinstance(await told.get(), Ready):
             continue
-        await beat(world.host("node", "h1", ["one"]), make_node("h1", "one"))
+        await beat(await world.joined("node", "h1", ["one"]), make_node("h1", "one"))
         assert (await told.get()).resource.name == "h1"
         assert [one.spec.hostname for one in cache.nodes()] == ["one"]
-        await beat(world.host("db", "d1"), make_database("prod", "d1"))
+        await beat(await world.joined("db", "d1"), make_database("prod", "d1"))
         await told.get()
         assert [one.name for one in cache.databases()] == ["prod"]
         await world.put(make_lock("stop", user="mallory"))

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from monoport.access.identity import Destination, Identity, Kind, from_x509
 from monoport.auth import messages
 from monoport.auth.keys import generate
+from monoport.auth.narrowing import narrow
 from monoport.auth.refusals import Forbidden, Invalid, NotFound
-from monoport.auth.service import narrow
 
 PAIR = generate()
 
@@ -33,7 +33,7 @@ def read(answer):
 async def prod(world, make_database):
     """The database `prod` behind one agent, and alice, who may use it as app."""
     await world.add_user(logins=("root", "alice"), db_users=("app",), db_names=("main",))
-    agent = world.host("db", "agent-1")
+    agent = await world.joined("db", "agent-1")
     await world.auth.service.heartbeat(agent, make_database("prod", "agent-1", env="prod"))
     return agent
 
@@ -89,7 +89,7 @@ async def test_what_was_given_to_the_user_since_needs_a_new_login(world):
 
 @pytest.mark.usefixtures("prod")
 async def test_a_certificate_for_one_database_cannot_become_one_for_another(world, make_database):
-    await world.auth.service.heartbeat(world.host("db", "agent-2"), make_database("other", "agent-2"))
+    await world.auth.service.heartbeat(await world.joined("db", "agent-2"), make_database("other", "agent-2"))
     held = Destination("db", "prod", "postgres", "app", "main")
     caller = alice(world, destination=held, usage=("db",))
     with pytest.raises((Forbidden, NotFound)):
@@ -174,7 +174,9 @@ class TestDatabaseClient:
 
     async def test_an_agent_that_has_not_registered_the_database_is_refused(self, world, prod):
         with pytest.raises(Forbidden, match="not registered by this agent"):
-            await world.auth.service.database_client(world.host("db", "agent-2"), self.ask(self.certificate(world)))
+            await world.auth.service.database_client(
+                await world.joined("db", "agent-2"), self.ask(self.certificate(world))
+            )
 
     async def test_a_locked_or_expired_user_a_host_and_garbage_are_refused(self, world, prod, make_lock):
         _, host = await world.auth.admit("node", "node-one")

@@ -112,7 +112,7 @@ async def test_removing_a_user_locks_what_they_still_hold_and_the_name_can_come_
     assert [one.spec.target.user for one in locks] == ["alice"]
     assert locks[0].in_force(alice.expires - timedelta(seconds=1))
     await world.add_user()
-    assert await world.auth._parts.resources.locks() == ()
+    assert await world.auth.service.authenticate(proxy, login())
     with pytest.raises(NotFound):
         await world.auth.administration.delete(world.admin, "user", "nobody")
 
@@ -159,9 +159,9 @@ async def test_presets_come_once(world):
 async def test_users_see_only_what_is_in_reach(world, make_role, make_node, make_database):
     await world.put(make_role("dev", {"node_labels": {"env": "dev"}, "logins": ["x"], "db_labels": {"env": "dev"}}))
     for index, env in enumerate(("dev", "prod")):
-        host = world.host("node", f"h{index}", [env])
+        host = await world.joined("node", f"h{index}", [env])
         await world.auth.service.heartbeat(host, make_node(f"h{index}", env, env=env))
-        agent = world.host("db", f"d{index}")
+        agent = await world.joined("db", f"d{index}")
         await world.auth.service.heartbeat(agent, make_database(env, f"d{index}", env=env))
     dev = world.user(roles=("dev",))
     assert [one.spec.hostname for one in await world.auth.administration.list(dev, "node")] == ["dev"]

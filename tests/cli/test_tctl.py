@@ -143,6 +143,19 @@ async def test_a_token_comes_with_a_configuration_that_the_daemon_reads(call, se
     assert read.db_service.enabled
 
 
+async def test_a_token_for_names_says_so_wherever_it_is_shown(call, tmp_path):
+    text = await call("tokens", "add", "--type=node,db", "--db=orders,prod", "--node=Web")
+    assert "For db   orders,prod" in text
+    assert "For node web" in text
+    read = config.parse(text[text.index("version: v3") :], str(tmp_path / "agent.yaml"))
+    assert [one.name for one in read.db_service.databases] == ["orders", "prod"]
+    made = await call.json("tokens", "add", "--type=db", "--db=orders")
+    assert (set(made), made["databases"]) == ({"token", "ca_pin", "types", "expires", "databases"}, ["orders"])
+    listed = await call.json("tokens", "ls")
+    assert [(one["databases"], one["nodes"]) for one in listed] == [(["orders", "prod"], ["web"]), (["orders"], [])]
+    assert "must be of the type db" in await call("tokens", "add", "--type=node", "--db=orders", code=1)
+
+
 @pytest.mark.parametrize("value", ["12345678", "a: b # {c}", "yes-it-is", '"quoted"\\', "0x12345678", "1e10000000"])
 async def test_any_value_of_a_token_survives_the_pasting(call, tmp_path, value):
     text = await call("tokens", "add", "--type=node", f"--value={value}")

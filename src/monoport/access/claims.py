@@ -10,7 +10,7 @@ import ipaddress
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Final, Never
 
@@ -24,6 +24,9 @@ ENCODING_VERSION: Final = 1  # a reader refuses others: half-understood rights a
 
 SYSTEM_ROLES: Final = frozenset({"auth", "proxy", "node", "db", "app", "kube", "admin"})
 USAGES: Final = frozenset({"ssh", "db", "app", "kube"})
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND: Final = timedelta(microseconds=1)
+_LATEST: Final = (datetime(9999, 1, 1, tzinfo=UTC) - _EPOCH) // _MICROSECOND  # datetime ends soon after
 DESTINATIONS: Final = frozenset({"db", "app", "kube"})
 
 
@@ -73,6 +76,8 @@ class Identity:
         usage: kinds of use allowed (`USAGES`); empty means all.
         login_ip: address that the login came from, or empty.
         generation: counts renewals of a robot's certificate.
+        issued: UTC instant of the login, or of a host's joining or renewal; a narrower certificate keeps its login's.
+            None for one that does not say.
 
     Raises:
         IdentityError: if any part is malformed or too long.
@@ -89,6 +94,7 @@ class Identity:
     usage: tuple[str, ...] = ()
     login_ip: str = ""
     generation: int = 0
+    issued: datetime | None = None
 
     def __post_init__(self) -> None:
         check_name("name", self.name)
@@ -104,6 +110,8 @@ class Identity:
             _fail("usage", f"expected some of {', '.join(sorted(USAGES))}")
         if self.expires.utcoffset() != timedelta(0):
             _fail("expires", "must be in UTC")
+        if self.issued is not None and (self.issued.utcoffset() != timedelta(0) or self.issued <= _EPOCH):
+            _fail("issued", "must be in UTC, after 1970 began")
         if not 0 <= self.generation <= MAX_GENERATION:
             _fail("generation", f"must be between 0 and {MAX_GENERATION}")
         if self.login_ip:
@@ -132,6 +140,8 @@ def encode(identity: Identity) -> bytes:
         "usage": identity.usage,
         "login_ip": identity.login_ip,
         "generation": identity.generation,
+        # Exact, unlike the beginning of validity, which is dated back and in whole seconds: locks compare it.
+        "issued": 0 if identity.issued is None else (identity.issued - _EPOCH) // _MICROSECOND,
     }
     document |= {key: value for key, value in optional.items() if value}
     if identity.destination is not None:
@@ -180,13 +190,14 @@ def decode(data: bytes, expires: datetime) -> Identity:
         usage=_strings("usage", fields.get("usage", [])),
         login_ip=_string("login_ip", fields.get("login_ip", "")),
         generation=generation,
+        issued=_issued(fields["issued"]) if "issued" in fields else None,
     )
 
 
 _DESTINATION_FIELDS: Final = frozenset({"kind", "name", "protocol", "user", "database"})
 _FIELDS: Final = frozenset(
     {"v", "kind", "name", "cluster", "roles", "traits", "principals"}
-    | {"destination", "usage", "login_ip", "generation"}
+    | {"destination", "usage", "login_ip", "generation", "issued"}
 )
 
 
@@ -273,6 +284,12 @@ def _traits(value: object) -> dict[str, tuple[str, ...]]:
     if not isinstance(value, dict):
         _fail("traits", "expected an object")
     return {trait: _strings("traits", values) for trait, values in value.items()}
+
+
+def _issued(value: object) -> datetime:
+    if type(value) is not int or not 0 < value < _LATEST:
+        _fail("issued", "expected microseconds since 1970")
+    return _EPOCH + value * _MICROSECOND
 
 
 def _destination(value: object) -> Destination:

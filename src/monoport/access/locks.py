@@ -25,9 +25,15 @@ def lock_for(
         login: the login that is used on it.
     """
     for lock in locks:
-        if lock.in_force(now) and _concerns(lock, identity, nodes, login):
+        if lock.in_force(now) and _old_enough(lock, identity) and _concerns(lock, identity, nodes, login):
             return lock
     return None
+
+
+def _old_enough(lock: Lock, identity: Identity) -> bool:
+    """Whether the identity was issued before the lock's instant; one that does not say when counts as the oldest."""
+    before = lock.spec.issued_before
+    return before is None or identity.issued is None or identity.issued < before
 
 
 def _concerns(lock: Lock, identity: Identity, nodes: Collection[str], login: str | None) -> bool:

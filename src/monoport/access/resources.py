@@ -38,7 +38,7 @@ TOKEN_TYPES: Final = ("node", "db", "app", "kube", "trusted_cluster", "proxy", "
 TRAITS: Final = ("logins", "db_users", "db_names", "kubernetes_users", "kubernetes_groups")
 TEMPLATE: Final = re.compile(r"\{\{\s*internal\.([a-z_]+)\s*\}\}", re.ASCII)
 
-_DNS_LABEL: Final = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?", re.ASCII)
+DNS_LABEL: Final = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?", re.ASCII)
 _RESERVED: Final = frozenset({"kube", "db"})
 
 
@@ -61,7 +61,7 @@ def _key(value: str) -> str:
 
 
 def _dns_label(value: str) -> str:
-    if not _DNS_LABEL.fullmatch(value):
+    if not DNS_LABEL.fullmatch(value):
         raise ValueError("expected a lower-case DNS label")
     return value
 
@@ -252,7 +252,7 @@ class Database(_Document):
 
     @model_validator(mode="after")
     def _dns_label(self) -> Self:
-        if self.name in _RESERVED or not _DNS_LABEL.fullmatch(self.name):
+        if self.name in _RESERVED or not DNS_LABEL.fullmatch(self.name):
             raise ValueError(f"metadata.name must be a lower-case DNS label other than {', '.join(sorted(_RESERVED))}")
         return self
 
@@ -276,11 +276,15 @@ class LockTarget(_Model):
 
 
 class LockSpec(_Model):
-    """Who or what is locked, until when, and a message for the administrator."""
+    """Who or what is locked, until when, and a message for the administrator.
+
+    With `issued_before`, only identities issued before that instant are concerned: old certificates, not new logins.
+    """
 
     target: LockTarget
     message: Annotated[str, Field(max_length=1024)] = ""
     expires: Instant | None = None
+    issued_before: Instant | None = None
 
 
 class Lock(_Document):
@@ -295,13 +299,15 @@ class Lock(_Document):
 
 
 class TokenSpec(_Model):
-    """What a joining process may become."""
+    """What a joining process may become, and the only nodes and databases it may then serve, if any are named."""
 
     types: Annotated[
         tuple[Literal["node", "db", "app", "kube", "trusted_cluster", "proxy", "auth"], ...],
         Field(min_length=1),
         BeforeValidator(_sequence),
     ]
+    nodes: Texts = ()
+    databases: Texts = ()
 
 
 class Token(_Document):

@@ -86,6 +86,8 @@ class Administration:
     async def delete(self, caller: Identity, kind: str, name: str) -> None:
         """Removes a resource; raises NotFound, or Conflict for a role that users still have."""
         await self._require(caller, kind, "delete")
+        if not name:
+            raise NotFound(f"no {kind} without a name")
         match kind:
             case "user":
                 await self._remove_user(name)
@@ -94,11 +96,31 @@ class Administration:
             case "role":
                 await self._require_unused(name)
                 await self._parts.resources.delete(kind, name)
-            case "lock" | "node" | "db":
+            case "lock":
                 await self._parts.resources.delete(kind, name)
+            case "db":
+                await self._remove_database(name)
+            case "node":
+                await self._remove_node(name)
             case _:
                 raise NotFound(f"no {kind}/{name}")
         await self._note(caller, f"{kind}.delete", name="" if kind == "token" else name)
+
+    async def _remove_database(self, name: str) -> None:
+        freed = await self._parts.ownership.free("db", name)
+        try:
+            await self._parts.resources.delete("db", name)
+        except NotFound:
+            if not freed:
+                raise
+
+    async def _remove_node(self, name: str) -> None:
+        """Removes hosts by nodename, or one of any kind by id, with all that they registered, and frees the name."""
+        hosts, found = await self._parts.ownership.remove_node(name)
+        for host_id in dict.fromkeys((*(host.id for host in hosts), name)):
+            found = await self._parts.resources.delete_of_host(host_id) or found
+        if not found and not hosts:
+            raise NotFound(f"no node/{name}")
 
     async def _store(self, resource: Resource, force: bool) -> None:
         match resource:
@@ -114,10 +136,12 @@ class Administration:
                     await self._parts.users.put(resource)
                 else:
                     await self._parts.users.add(resource, None)
+                await self._readmit(resource.name)
             case Token():
                 expires = resource.metadata.expires
                 ttl = None if expires is None else expires - self._parts.now()
-                await self._parts.tokens.add(resource.spec.types, ttl, resource.name)
+                spec = resource.spec
+                await self._parts.tokens.add(spec.types, ttl, resource.name, nodes=spec.nodes, databases=spec.databases)
             case Node() | Database():
                 raise Invalid(f"a {resource.kind} is registered by its agent, not by hand")
             case _:
@@ -156,7 +180,7 @@ class Administration:
         _check_user_name(user.name)
         await self._require_roles(user)
         await self._parts.users.add(user, request.password)
-        await self._lift(user.name)
+        await self._readmit(user.name)
         await self._note(caller, "user.create", name=user.name, roles=list(user.spec.roles))
         return user
 
@@ -177,12 +201,18 @@ class Administration:
         await self._parts.resources.put(lock, until)
         await self._parts.users.remove(name)
 
-    async def _lift(self, name: str) -> None:
-        """Ends the lock that removing a user of this name had set: the administrator wants the name back."""
-        try:
-            await self._parts.resources.delete("lock", _removal(name))
-        except NotFound:
-            return
+    async def _readmit(self, name: str) -> None:
+        """Narrows the lock that removing a user of this name had set to what was issued before now.
+
+        The administrator wants the name back, perhaps for somebody else: certificates of the removed user stay locked.
+        """
+        now = self._parts.now()
+        for lock in await self._parts.resources.locks():
+            until = lock.spec.expires
+            if lock.name == _removal(name) and lock.spec.issued_before is None and until is not None:
+                removed = until - MAX_TTL  # if the clock went back since, the later of the two
+                spec = lock.spec.model_copy(update={"issued_before": max(now, removed)})
+                await self._parts.resources.put(lock.model_copy(update={"spec": spec}), until)
 
     async def _require_roles(self, user: User) -> None:
         roles = await self._parts.resources.roles()
@@ -201,16 +231,25 @@ class Administration:
         """Join tokens that are still good, without their values."""
         await self._require(caller, "token", "list")
         tokens = await self._parts.tokens.list()
-        return tuple(messages.Token(id=one.id, types=one.types, expires=one.expires) for one in tokens)
+        return tuple(messages.Token.model_validate(one, from_attributes=True) for one in tokens)
 
     async def tokens_add(self, caller: Identity, request: messages.NewToken) -> messages.MadeToken:
         """Makes a join token; the answer alone has its value."""
         await self._require(caller, "token", "create")
         ttl = None if request.ttl is None else timedelta(seconds=request.ttl)
-        value, token = await self._parts.tokens.add(request.types, ttl, request.value)
-        await self._note(caller, "token.create", id=token.id, types=list(token.types))
+        value, token = await self._parts.tokens.add(
+            request.types, ttl, request.value, nodes=request.nodes, databases=request.databases
+        )
+        names = {"nodes": list(token.nodes), "databases": list(token.databases)}
+        await self._note(caller, "token.create", id=token.id, types=list(token.types), **names)
         return messages.MadeToken(
-            token=value, id=token.id, ca_pin=self._parts.issuer.pins()[0], types=token.types, expires=token.expires
+            token=value,
+            id=token.id,
+            ca_pin=self._parts.issuer.pins()[0],
+            types=token.types,
+            expires=token.expires,
+            nodes=token.nodes,
+            databases=token.databases,
         )
 
     async def tokens_remove(self, caller: Identity, request: messages.NamedToken) -> None:
@@ -271,7 +310,9 @@ def _removal(user: str) -> str:
 def _document(token: JoinToken) -> Token:
     return Token(
         metadata=Metadata(name=token.id, expires=token.expires),
-        spec=TokenSpec.model_validate({"types": list(token.types)}),
+        spec=TokenSpec.model_validate(
+            {"types": list(token.types), "nodes": list(token.nodes), "databases": list(token.databases)}
+        ),
     )
 
 

@@ -28,7 +28,7 @@ from monoport.auth.authorities import CLOCK_SKEW, Authority, CaKind
 from monoport.auth.publickeys import CertificateError, PublicKey, load_key, load_ssh_key
 
 MAX_NAMES: Final = 512  # names of one certificate: a proxy's holds every application's
-COMMON_NAME: Final = 64  # characters, RFC 5280 appendix A (ub-common-name)
+COMMON_NAME: Final = 64  # characters, RFC 5280 appendix A (ub-common-name, ub-organizational-unit-name)
 RESERVED: Final = "teleport.cluster.local"  # names under it mean routes of the proxy; only proxies may show them
 
 
@@ -96,8 +96,13 @@ def issue_database_server(
     return _sign(ca, builder)
 
 
-def issue_database_client(ca: Authority, public_key: str | bytes, user: str, now: datetime, expires: datetime) -> str:
-    """Return an agent's X.509 certificate to a database as PEM, for TLS clients only; its common name is the user.
+def issue_database_client(
+    ca: Authority, public_key: str | bytes, user: str, now: datetime, expires: datetime, *, database: str
+) -> str:
+    """Return an agent's X.509 certificate to a database as PEM, for TLS clients only.
+
+    Its common name is the database user, its organizational unit the database, so that a server can tell apart those
+    who may be the same user elsewhere.
 
     Args:
         ca: the database client CA.
@@ -105,15 +110,19 @@ def issue_database_client(ca: Authority, public_key: str | bytes, user: str, now
         user: database user, at most `COMMON_NAME` characters: servers compare it whole.
         now: UTC.
         expires: UTC.
+        database: name under which it is registered, at most `COMMON_NAME` characters.
 
     Raises:
-        CertificateError: if CA, key, user and validity do not fit.
+        CertificateError: if CA, key, names and validity do not fit.
     """
     _check_ca(ca, CaKind.DBCLIENT)
     check_name("database user", user)
     if len(user) > COMMON_NAME:
         raise CertificateError(f"database user has {len(user)} characters, limit {COMMON_NAME}")
-    builder = _leaf(ca, load_key(public_key), _subject(user, ca.cluster), now, expires)
+    check_name("database", database)
+    if len(database) > COMMON_NAME:
+        raise CertificateError(f"database has {len(database)} characters, limit {COMMON_NAME}")
+    builder = _leaf(ca, load_key(public_key), _subject(user, ca.cluster, database), now, expires)
     return _sign(ca, builder.add_extension(_CLIENT, critical=False))
 
 
@@ -201,8 +210,10 @@ def _check_reserved(ca: Authority, identity: Identity, names: Iterable[str]) -> 
                 raise CertificateError(f"{name} is a name of the proxy, not of a host with roles {identity.roles}")
 
 
-def _subject(common_name: str, cluster: str) -> x509.Name:
+def _subject(common_name: str, cluster: str, unit: str = "") -> x509.Name:
     attributes = [x509.NameAttribute(NameOID.ORGANIZATION_NAME, cluster)]
+    if unit:
+        attributes.append(x509.NameAttribute(NameOID.ORGANIZATIONAL_UNIT_NAME, unit))
     if 0 < len(common_name) <= COMMON_NAME:  # longer ones are in the identity or among the alternative names
         attributes.append(x509.NameAttribute(NameOID.COMMON_NAME, common_name))
     return x509.Name(attributes)

@@ -242,10 +242,25 @@ class AuthClient(Calls):
         return [messages.Token.model_validate(token) for token in answer["tokens"]]
 
     async def tokens_add(
-        self, types: Sequence[str], ttl: timedelta | None = None, value: str | None = None
+        self,
+        types: Sequence[str],
+        ttl: timedelta | None = None,
+        value: str | None = None,
+        *,
+        nodes: Sequence[str] = (),
+        databases: Sequence[str] = (),
     ) -> messages.MadeToken:
-        """Makes a join token; its value is in the answer and nowhere else."""
-        body = {"types": list(types), "ttl": _s(ttl), "value": value}
+        """Makes a join token; its value is in the answer and nowhere else.
+
+        Args: nodes, databases: the only names that its hosts may serve, even those that others own.
+        """
+        body = {
+            "types": list(types),
+            "ttl": _s(ttl),
+            "value": value,
+            "nodes": list(nodes),
+            "databases": list(databases),
+        }
         return await self._post("/v1/tokens", body, messages.MadeToken)
 
     async def tokens_remove(self, token: str) -> None:

@@ -80,6 +80,7 @@ class Issuer:
             principals=logins_for(known, user.spec.traits),
             expires=self._until(longest if ttl is None else min(ttl, longest)),
             login_ip=login_ip,
+            issued=self._now(),
         )
 
     def user(
@@ -135,6 +136,7 @@ class Issuer:
             roles=tuple(roles),
             principals=tuple(found_by),
             expires=self._until(ttl),
+            issued=self._now(),
         )
         ca, now = self._authorities.host, self._now()
         return HostCertificates(
@@ -155,10 +157,11 @@ class Issuer:
         pem = certificates.issue_database_server(self._authorities.db, public_key, hosts, self._now(), expires)
         return Certificate(certificate=pem, expires=expires, cas=self.trusted())
 
-    def database_client(self, public_key: str, user: str, expires: datetime) -> Certificate:
-        """A client certificate with which an agent is a database user."""
+    def database_client(self, public_key: str, user: str, database: str, expires: datetime) -> Certificate:
+        """A client certificate with which an agent is a database user at the database registered under that name."""
         until = expires.replace(microsecond=0)
-        pem = certificates.issue_database_client(self._authorities.dbclient, public_key, user, self._now(), until)
+        ca, now = self._authorities.dbclient, self._now()
+        pem = certificates.issue_database_client(ca, public_key, user, now, until, database=database)
         return Certificate(certificate=pem, expires=until, cas=self.trusted())
 
     def _until(self, length: timedelta) -> datetime:

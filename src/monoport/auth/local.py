@@ -19,12 +19,14 @@ from monoport.auth import api, authorities
 from monoport.auth.administration import Administration
 from monoport.auth.authorities import TrustedCas
 from monoport.auth.eventlog import EventLog
+from monoport.auth.hosts import HostRecords
 from monoport.auth.inventory import Inventory
 from monoport.auth.issue import Issuer
 from monoport.auth.join import Hosts
 from monoport.auth.keys import Credentials, KeyPair, generate, identity_files, write_private
 from monoport.auth.messages import HostCertificates
 from monoport.auth.names import principals
+from monoport.auth.ownership import Ownership
 from monoport.auth.passwords import Passwords
 from monoport.auth.resources import Resources
 from monoport.auth.server import Server
@@ -91,6 +93,9 @@ class LocalAuth:
             undo.push_async_callback(store.close)
             issuer = Issuer(await authorities.ensure(store, cluster, now), now)
             resources = Resources(store)
+            events = EventLog(data_dir / "events.db")
+            records = HostRecords(store, now)
+            ownership = Ownership(store, records, events, cluster, now)
             await resources.seed()
             tokens = Tokens(store, now)
             parts = Parts(
@@ -98,10 +103,12 @@ class LocalAuth:
                 users=Users(store, Passwords(now, hasher)),
                 tokens=tokens,
                 resources=resources,
-                inventory=Inventory(resources, now),
-                hosts=Hosts(store, tokens, issuer, cluster, now),
+                inventory=Inventory(resources, records, ownership, now),
+                hosts=Hosts(records, tokens, ownership, issuer, cluster),
+                records=records,
+                ownership=ownership,
                 issuer=issuer,
-                events=EventLog(data_dir / "events.db"),
+                events=events,
                 now=now,
             )
             local = cls(data_dir, parts, store)
@@ -163,7 +170,7 @@ class LocalAuth:
         return dial
 
     async def admit(self, role: str, name: str, names: Sequence[str] = ()) -> tuple[KeyPair, HostCertificates]:
-        """Key and certificates for another role of this daemon, which needs no token.
+        """Key and certificates for another role of this daemon, which needs no token and takes any name.
 
         Args:
             role: "proxy", "node", "db", ... name: the daemon's nodename. names: of a proxy's TLS certificate.

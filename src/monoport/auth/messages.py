@@ -131,11 +131,16 @@ class NewPassword(Request):
 
 
 class NewToken(Request):
-    """A join token to be made; without `value` the service draws one."""
+    """A join token to be made; without `value` the service draws one.
+
+    `nodes` and `databases` are the only names that its hosts may serve, even those that others own.
+    """
 
     types: Annotated[tuple[TokenType, ...], Field(min_length=1, max_length=8)]
     ttl: Seconds | None = None
     value: Annotated[str, Field(min_length=1, max_length=255)] | None = None
+    nodes: Names = ()
+    databases: Names = ()
 
 
 class NamedToken(Request):
@@ -188,6 +193,8 @@ class Token(Answer):
     id: str
     types: tuple[str, ...]
     expires: datetime
+    nodes: tuple[str, ...] = ()
+    databases: tuple[str, ...] = ()
 
 
 class MadeToken(Answer):
@@ -198,6 +205,8 @@ class MadeToken(Answer):
     ca_pin: str
     types: tuple[str, ...]
     expires: datetime
+    nodes: tuple[str, ...] = ()
+    databases: tuple[str, ...] = ()
 
 
 class Status(Answer):

@@ -15,8 +15,13 @@ MAX_NAMES = 64  # a front door's public addresses and applications
 
 def principals(host_id: str, name: str, cluster: str) -> tuple[str, ...]:
     """The names by which a host is found: its own, the same within the cluster, and its id; raises Invalid."""
-    own = _canonical(name)
-    return tuple(dict.fromkeys((own, f"{own}.{cluster}", host_id)))
+    return tuple(dict.fromkeys((*nodenames(name, cluster), host_id)))
+
+
+def nodenames(name: str, cluster: str) -> tuple[str, ...]:
+    """The names by which a node is found besides its id; raises Invalid."""
+    own = canonical_name(name)
+    return tuple(dict.fromkeys((own, f"{own}.{cluster}")))
 
 
 def check_agent_name(name: str, cluster: str, taken: Iterable[str]) -> None:
@@ -25,11 +30,11 @@ def check_agent_name(name: str, cluster: str, taken: Iterable[str]) -> None:
     Args:
         taken: names on the certificates of the cluster's proxies, wildcards too.
     """
-    own = _canonical(name)
+    own = canonical_name(name)
     if own in {"kube", "db"}:
         raise Invalid(f"the name {own} is reserved: set another teleport.nodename")
     reserved = {*(_plain(one) for one in taken), cluster.lower(), "localhost"}
-    for one in (own, f"{own}.{cluster.lower()}"):
+    for one in (own, f"{own}.{cluster}"):
         if one == INTERNAL or one.endswith(f".{INTERNAL}") or _is_address(one) or _covered(one, reserved):
             raise Invalid(f"the name {one} belongs to the cluster's front door: set another teleport.nodename")
 
@@ -48,10 +53,11 @@ def proxy_names(cluster: str, names: Sequence[str]) -> tuple[str, ...]:
 
 
 def _wild(name: str) -> str:
-    return f"*.{_canonical(name[2:])}" if name.startswith("*.") else _canonical(name)
+    return f"*.{canonical_name(name[2:])}" if name.startswith("*.") else canonical_name(name)
 
 
-def _canonical(name: str) -> str:
+def canonical_name(name: str) -> str:
+    """A host name in its one form; raises Invalid."""
     try:
         return canonical(name)
     except HostNameError as error:

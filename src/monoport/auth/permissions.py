@@ -66,6 +66,21 @@ HOST_READS: Mapping[str, frozenset[str]] = {
 }
 
 
+# What hosts may put into the audit log: names of types, and families that end with a dot. A host that could emit
+# other types could invent logins, or sessions of a kind it never sees.
+EMITTED: Mapping[str, tuple[str, ...]] = {
+    "node": ("session.", "sftp.", "scp.", "port.", "agent."),
+    "db": ("db.",),
+    "proxy": ("session.deny", "db.session.start", "db.session.deny", "db.session.end"),
+}
+
+
+def may_emit(caller: Identity, event_type: str) -> bool:
+    """Whether a host with these system roles emits events of this type."""
+    known = [one for role in caller.roles for one in EMITTED.get(role, ())]
+    return any(event_type.startswith(one) if one.endswith(".") else event_type == one for one in known)
+
+
 def require_current(caller: Identity, locks: Iterable[Lock], now: datetime) -> None:
     """Raises Forbidden if the caller's certificate has expired or the caller is locked."""
     if now >= caller.expires:

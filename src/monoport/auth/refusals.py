@@ -24,6 +24,12 @@ class Forbidden(Refusal):
         self.rule = rule
 
 
+class NameOwned(Forbidden):
+    """The name of a node or database belongs to other hosts; the text names the ways out."""
+
+    code = "name_owned"
+
+
 class Invalid(Refusal):
     """The request makes no sense as it is."""
 

@@ -87,6 +87,19 @@ class Resources:
             except NotFoundError:
                 continue  # it expired or somebody else removed it: gone is gone
 
+    async def delete_of_host(self, host_id: str) -> bool:
+        """Removes what a host has registered; False if that is nothing."""
+        databases = await self._storage.range(f"{PREFIX}db")
+        keys = [one.key for one in databases if one.key.endswith(f"/{host_id}")]
+        found = False
+        for key in (f"{PREFIX}node/{host_id}", *keys):
+            try:
+                await self._storage.delete(key)
+            except NotFoundError:
+                continue
+            found = True
+        return found
+
     async def follow(self, kinds: frozenset[str], cas: Callable[[], Line], cas_prefix: str, write: Write) -> None:
         """Writes one watch: the snapshot, ready, then every change; ends when the watcher fell too far behind.
 

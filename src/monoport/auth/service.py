@@ -21,17 +21,19 @@ from monoport.audit.events import Event, EventIds, encode, make
 from monoport.auth import messages
 from monoport.auth.authorities import TrustedCas
 from monoport.auth.eventlog import EventLog
+from monoport.auth.hosts import HostRecords
 from monoport.auth.inventory import Inventory
 from monoport.auth.issue import Issuer
 from monoport.auth.join import Hosts
-from monoport.auth.permissions import Operation, require
-from monoport.auth.refusals import Forbidden, Invalid, NotFound, UserLocked, WrongPassword
+from monoport.auth.narrowing import narrow
+from monoport.auth.ownership import Ownership
+from monoport.auth.permissions import Operation, may_emit, require
+from monoport.auth.refusals import Forbidden, Invalid, LoginLocked, NotFound, Refusal, UserLocked, WrongPassword
 from monoport.auth.resources import Resources, Write
 from monoport.auth.tokens import Tokens
 from monoport.auth.users import Users
+from monoport.errors import Failure
 
-# Only the auth service itself knows of these; a host that could emit them could invent logins.
-OWN_EVENTS = ("user.", "role.", "token.", "lock.", "host.", "certificate.", "auth.")
 DATABASE_SESSION = timedelta(hours=1)  # a database client certificate serves to connect, not to stay connected
 MAX_EVENTS = 256  # events of one request
 
@@ -46,6 +48,8 @@ class Parts:
     resources: Resources
     inventory: Inventory
     hosts: Hosts
+    records: HostRecords
+    ownership: Ownership
     issuer: Issuer
     events: EventLog
     now: Callable[[], datetime]
@@ -96,8 +100,8 @@ class Service:
         noted = {"user": f"{request.user}@{self.parts.cluster}", "source": request.source, "proxy": caller.name}
         try:
             user = await self.parts.users.authenticate(request.user, request.password)
-        except WrongPassword:
-            await self.record("user.login", **noted, success=False, reason="wrong user name or password")
+        except (WrongPassword, LoginLocked) as error:
+            await self.record("user.login", **noted, success=False, reason=str(error))
             raise
         ttl = None if request.ttl is None else timedelta(seconds=request.ttl)
         held = _held(user.spec.roles, await self.parts.resources.roles())
@@ -107,23 +111,26 @@ class Service:
         if lock is not None:
             await self.record("user.login", **noted, success=False, reason=f"lock {lock.name}")
             raise UserLocked(f'the user "{user.name}" is locked')
-        certificates = self.parts.issuer.user(identity, held, request.public_key, request.ssh_public_key)
+        try:
+            certificates = self.parts.issuer.user(identity, held, request.public_key, request.ssh_public_key)
+        except Failure as error:
+            await self.record("user.login", **noted, success=False, reason=f"right password, no certificate: {error}")
+            raise
         expires = identity.expires.isoformat()
         await self.record("user.login", **noted, success=True, roles=list(identity.roles), expires=expires)
         return certificates
 
     async def join(self, caller: Identity, request: messages.Join) -> messages.HostCertificates:
-        """A host's first certificates; raises TokenUnknown, TokenExpired, TokenType, Invalid."""
+        """A host's first certificates; raises TokenUnknown, TokenExpired, TokenType, NameOwned, Invalid."""
         await self._require(caller, Operation.JOIN)
-        certificates = await self.parts.hosts.join(request)
-        await self.record(
-            "host.join",
-            host_id=certificates.host_id,
-            name=request.name,
-            roles=list(request.roles),
-            source=request.source,
-            proxy=caller.name,
-        )
+        noted = {"name": request.name, "roles": list(request.roles), "source": request.source, "proxy": caller.name}
+        try:
+            certificates = await self.parts.hosts.join(request)
+        except Failure as error:
+            code = error.code if isinstance(error, Refusal) else Invalid.code
+            await self.record("host.join", **noted, success=False, code=code, reason=str(error))
+            raise
+        await self.record("host.join", **noted, success=True, host_id=certificates.host_id)
         return certificates
 
     # --- for users
@@ -200,8 +207,8 @@ class Service:
         if len(events) > MAX_EVENTS:
             raise Invalid(f"{len(events)} events in one request, limit {MAX_EVENTS}")
         for event in events:
-            if event.type.startswith(OWN_EVENTS):
-                raise Forbidden(f"events of type {event.type} are the auth service's own", f"emitted by {caller}")
+            if not may_emit(caller, event.type):
+                raise Forbidden(f"events of type {event.type} are not this host's to emit", f"emitted by {caller}")
             encode(event)  # raises EventError: one too large for a spool would make pages too large to be read
         now = self.parts.now()  # an event dated ahead would stand before all others for as long
         marked = [
@@ -219,6 +226,8 @@ class Service:
         own = next((one for one in found if one.spec.host_id == caller.name), None)
         if own is None:
             raise Forbidden(f'database "{request.name}" is not registered by this agent', f"asked by {caller}")
+        host = await self.parts.records.get(caller.name)
+        await self.parts.ownership.require(host, "db", request.name, "database_client")
         action = DatabaseLogin(request.user, request.database)
         roles, locks = await self.parts.resources.roles(), await self.parts.resources.locks()
         decision = authorize(user, own, action, roles, locks, self.parts.now())
@@ -226,7 +235,7 @@ class Service:
             raise Forbidden(decision.reason, decision.rule)
         longest = DATABASE_SESSION if request.ttl is None else min(timedelta(seconds=request.ttl), DATABASE_SESSION)
         certificate = self.parts.issuer.database_client(
-            request.public_key, request.user, min(decision.until, self.parts.now() + longest)
+            request.public_key, request.user, request.name, min(decision.until, self.parts.now() + longest)
         )
         await self.record(
             "certificate.database_client",
@@ -257,47 +266,6 @@ class Service:
     async def record(self, event_type: str, **fields: Any) -> None:
         """Keeps one audit event of the auth service itself."""
         await self.parts.events.append([make(self._ids, event_type, fields)])
-
-
-def narrow(caller: Identity, present: Identity, destination: Destination | None) -> Identity:
-    """The most that a reissued certificate may be: what the caller's certificate says and what is still true.
-
-    Args:
-        caller: as its certificate says. present: the same user as a login at this moment would make it.
-        destination: what the new certificate is for.
-    Raises:
-        Forbidden: the caller's certificate is for something else already.
-    """
-    if caller.destination is not None and not _within(destination, caller.destination):
-        raise Forbidden("this certificate is for another destination: sign in again", "reissue may only narrow")
-    usage = caller.usage if destination is None else (destination.kind,)
-    if caller.usage and not set(usage) <= set(caller.usage):
-        raise Forbidden("this certificate is for another use: sign in again", "reissue may only narrow")
-    traits = {
-        name: tuple(value for value in values if value in present.traits.get(name, ()))
-        for name, values in caller.traits.items()
-    }
-    return Identity(
-        Kind.USER,
-        caller.name,
-        caller.cluster,
-        roles=tuple(role for role in caller.roles if role in present.roles),
-        traits={name: values for name, values in traits.items() if values},
-        principals=tuple(login for login in caller.principals if login in present.principals),
-        expires=min(caller.expires, present.expires),
-        destination=destination,
-        usage=usage,
-        login_ip=caller.login_ip,
-        generation=caller.generation,
-    )
-
-
-def _within(new: Destination | None, old: Destination) -> bool:
-    """Whether the new destination is the old one, at most with parts filled in that were open."""
-    if new is None or (new.kind, new.name) != (old.kind, old.name):
-        return False
-    pairs = ((new.protocol, old.protocol), (new.user, old.user), (new.database, old.database))
-    return all(before in ("", after) for after, before in pairs)
 
 
 def _held(names: Iterable[str], roles: Mapping[str, Role]) -> dict[str, Role | None]:

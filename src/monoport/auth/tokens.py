@@ -12,6 +12,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from monoport.access.resources import DNS_LABEL
+from monoport.auth.names import canonical_name
 from monoport.auth.refusals import Exists, Invalid, NotFound, TokenExpired, TokenType, TokenUnknown
 from monoport.auth.storage.interface import Item, NotFoundError, Storage
 
@@ -25,11 +27,16 @@ _ID_LENGTH = 12  # hex digits of the hash: enough to name one in a listing, usel
 
 @dataclass(frozen=True, slots=True)
 class JoinToken:
-    """A token as stored: what hosts may become with it, and until when."""
+    """A token as stored: what hosts may become with it, and until when.
+
+    `nodes` and `databases` are the only names that they may serve, even those that others own; empty for any free one.
+    """
 
     id: str
     types: tuple[str, ...]
     expires: datetime
+    nodes: tuple[str, ...] = ()
+    databases: tuple[str, ...] = ()
 
 
 class Tokens:
@@ -45,7 +52,13 @@ class Tokens:
         self._now = now
 
     async def add(
-        self, types: Sequence[str], ttl: timedelta | None = None, value: str | None = None
+        self,
+        types: Sequence[str],
+        ttl: timedelta | None = None,
+        value: str | None = None,
+        *,
+        nodes: Sequence[str] = (),
+        databases: Sequence[str] = (),
     ) -> tuple[str, JoinToken]:
         """Makes a token and returns its value, which nobody will see again; raises Exists or Invalid."""
         length = DEFAULT_TTL if ttl is None else ttl
@@ -55,7 +68,13 @@ class Tokens:
         if len(secret) < MIN_LENGTH or not secret.isprintable() or secret != secret.strip():
             raise Invalid(f"a token's value has at least {MIN_LENGTH} printing characters")
         digest = _digest(secret)
-        token = JoinToken(digest[:_ID_LENGTH], tuple(dict.fromkeys(types)), self._now() + length)
+        token = JoinToken(
+            digest[:_ID_LENGTH],
+            tuple(dict.fromkeys(types)),
+            self._now() + length,
+            _nodes(types, nodes),
+            _databases(types, databases),
+        )
         if await self._unexpired(digest):
             raise Exists("a token of this value exists")
         await self._storage.put(PREFIX + digest, _write(token), expires=token.expires + REMEMBERED)
@@ -105,10 +124,27 @@ def _digest(value: str) -> str:
     return hashlib.sha256(b"monoport join token\0" + value.encode()).hexdigest()
 
 
+def _nodes(types: Sequence[str], names: Sequence[str]) -> tuple[str, ...]:
+    if names and {"node", "proxy"}.isdisjoint(types):  # a proxy's nodename is on its SSH certificate too
+        raise Invalid("a token that names nodes must be of the type node")
+    return tuple(dict.fromkeys(canonical_name(name) for name in names))
+
+
+def _databases(types: Sequence[str], names: Sequence[str]) -> tuple[str, ...]:
+    if names and "db" not in types:
+        raise Invalid("a token that names databases must be of the type db")
+    wrong = [name for name in names if not DNS_LABEL.fullmatch(name)]
+    if wrong:
+        raise Invalid(f"{wrong[0]!a} is no name of a database: expected a lower-case DNS label")
+    return tuple(dict.fromkeys(names))
+
+
 def _write(token: JoinToken) -> bytes:
-    return json.dumps({"id": token.id, "types": token.types, "expires": token.expires.isoformat()}).encode()
+    value = {"id": token.id, "types": token.types, "expires": token.expires.isoformat()}
+    return json.dumps(value | {"nodes": token.nodes, "databases": token.databases}).encode()
 
 
 def _read(item: Item) -> JoinToken:
     stored = json.loads(item.value)
-    return JoinToken(stored["id"], tuple(stored["types"]), datetime.fromisoformat(stored["expires"]))
+    named = tuple(stored.get("nodes", ())), tuple(stored.get("databases", ()))
+    return JoinToken(stored["id"], tuple(stored["types"]), datetime.fromisoformat(stored["expires"]), *named)

@@ -31,10 +31,19 @@ def agent_config(token: MadeToken, config: Config) -> str:
         f"    token_name: {_quoted(token.token)}",
     ]
     later = [one for one in token.types if one not in _SECTIONS]
-    sections = [_SECTIONS[one] for one in token.types if one in _SECTIONS]
+    sections = [_section(one, token) for one in token.types if one in _SECTIONS]
     if later:
         lines.append(f"# no service of this version joins as: {', '.join(later)}")
     return "\n".join(lines) + "\n" + "".join(sections)
+
+
+def _section(kind: str, token: MadeToken) -> str:
+    """What turns a service on; of databases, those that the token names."""
+    section = _SECTIONS[kind]
+    if kind != "db" or not token.databases:
+        return section
+    head, example = section[: section.index("  - name")], section[section.index("  - name") :]
+    return head + "".join(example.replace("example", name) for name in token.databases)
 
 
 def _quoted(token: str) -> str:

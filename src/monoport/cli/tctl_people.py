@@ -109,27 +109,47 @@ def tokens() -> None:
 
 @tokens.command("add")
 @click.option("--type", "types", type=NAMES, required=True, metavar="T,..", help=f"Of {', '.join(TOKEN_TYPES)}.")
+@click.option("--db", type=NAMES, default="", metavar="D,..", help="Databases: its hosts serve these and no others.")
+@click.option("--node", type=NAMES, default="", metavar="N,..", help="Nodenames: its hosts have these and no others.")
 @click.option("--ttl", type=DURATION, default="30m", show_default=True, help="How long the token is good.")
 @click.option("--value", metavar="T", help="The token itself, at least 8 characters; drawn if not given.")
 @format_option
 @pass_beside
-def tokens_add(beside: Beside, types: tuple[str, ...], ttl: timedelta, value: str | None, output: str) -> None:
-    """Make a token with which hosts join, and print what they need."""
+def tokens_add(  # noqa: PLR0917 - click passes every option by its name
+    beside: Beside,
+    types: tuple[str, ...],
+    db: tuple[str, ...],
+    node: tuple[str, ...],
+    ttl: timedelta,
+    value: str | None,
+    output: str,
+) -> None:
+    """Make a token with which hosts join, and print what they need.
+
+    The first host that registers a database or nodename owns it, together with the hosts that joined with the same
+    token. Names given by --db or --node may be served even if other hosts own them.
+    """
     unknown = [one for one in types if one not in TOKEN_TYPES]
     if unknown or not types:
         raise Failure(f"--type: {cell(unknown) or 'empty'}: expected some of {', '.join(TOKEN_TYPES)}")
 
     async def add(client: AuthClient) -> MadeToken:
-        return await client.tokens_add(types, ttl, value)
+        return await client.tokens_add(types, ttl, value, nodes=node, databases=db)
 
     made = beside.ask(add)
     if output != "text":
         shown = {"token": made.token, "ca_pin": made.ca_pin, "types": made.types, "expires": made.expires}
+        shown |= {"databases": made.databases} if made.databases else {}
+        shown |= {"nodes": made.nodes} if made.nodes else {}
         click.echo(document(plain(shown), output), nl=False)
         return
     click.echo(f"Token    {printable(made.token)}")
     click.echo(f"CA pin   {printable(made.ca_pin)}")
     click.echo(f"Types    {cell(made.types)}")
+    if made.databases:
+        click.echo(f"For db   {cell(made.databases)}")
+    if made.nodes:
+        click.echo(f"For node {cell(made.nodes)}")
     click.echo(f"Expires  {cell(made.expires)}")
     click.echo("\nThe token is not shown again. Configuration of a host that joins with it:\n")
     click.echo(agent_config(made, beside.config), nl=False)
@@ -145,7 +165,8 @@ def tokens_ls(beside: Beside, output: str) -> None:
         return await client.tokens_list()
 
     rows = [one.model_dump() for one in beside.ask(ask)]
-    show(rows, [Column("Id", "id", "bold"), Column("Types", "types"), Column("Expires", "expires")], output)
+    columns = [Column("Id", "id", "bold"), Column("Types", "types"), Column("Expires", "expires")]
+    show(rows, [*columns, Column("Databases", "databases"), Column("Nodes", "nodes")], output)
 
 
 @tokens.command("rm")

@@ -151,7 +151,7 @@ class Auth:
         self.asked.append(user)
         expires = datetime.now(UTC).replace(microsecond=0) + self.ttl
         ca = self._cluster.cas[CaKind.DBCLIENT]
-        issued = issue_database_client(ca, public_key, user, datetime.now(UTC), expires)
+        issued = issue_database_client(ca, public_key, user, datetime.now(UTC), expires, database=name)
         return Certificate(certificate=issued, expires=expires, cas=self._cluster.trusted)
 
     async def heartbeat(self, resource: Resource) -> None:

@@ -1,4 +1,4 @@
-"""What the agent shows to real servers: short-lived client certificates of the database CA, one per database user.
+"""What the agent shows to real servers: short-lived client certificates of the database CA, one per database and user.
 
 Belongs here: the agent's key, the certificates for it, and when to get the next. The key never leaves the process.
 """
@@ -64,7 +64,7 @@ class Issuer:
         self._cas = cas
         self._now = now
         self._key = make()
-        self._kept: OrderedDict[str, Shown] = OrderedDict()
+        self._kept: OrderedDict[tuple[str, str], Shown] = OrderedDict()
         self._asking = asyncio.Lock()
 
     @property
@@ -81,23 +81,23 @@ class Issuer:
             name: of the registered database. database: at the server.
         Raises AuthError where the auth service refuses or is away and no good certificate is left.
         """
-        if (kept := self._good(user)) is not None:
+        if (kept := self._good((name, user))) is not None:
             return kept
         async with self._asking:  # many sessions of one user begin at once: one of them asks
-            if (kept := self._good(user)) is not None:
+            if (kept := self._good((name, user))) is not None:
                 return kept
             answer = await self._signer.database_client_certificate(
                 self._key.public, user, LIFETIME, certificate=certificate, name=name, database=database
             )
             shown = Shown(answer.certificate, self._key.private, answer.expires)
-            self._kept[user] = shown
+            self._kept[name, user] = shown
             while len(self._kept) > USERS:
                 self._kept.popitem(last=False)
             return shown
 
-    def _good(self, user: str) -> Shown | None:
-        shown = self._kept.get(user)
+    def _good(self, whom: tuple[str, str]) -> Shown | None:
+        shown = self._kept.get(whom)
         if shown is None or shown.expires - self._now() <= MARGIN:
             return None
-        self._kept.move_to_end(user)
+        self._kept.move_to_end(whom)
         return shown
