@@ -64,7 +64,7 @@ def refusal(text: str, name: str = "monoport.yaml") -> str:
             "1:1: version is missing, which means v1, and v1 is not available in this version yet; "
             "expected version: v3",
         ),
-        ("version: v1\n", "1:1: version: v1 is not available in this version yet"),
+        ("version: v1\n", "1:1: version: v1 is not available in this version yet; expected v2 or v3"),
         ("\nversion: v4\n", '2:10: version: "v4": expected v2 or v3'),
         ("version: 3\n", "1:10: version: 3: expected v2 or v3"),
         # unknown keys

@@ -299,7 +299,7 @@ class Config(Section):
     @classmethod
     def _later_version(cls, value: Any) -> Any:
         if value == "v1":
-            values.refuse_later("version: v1")
+            values.refuse_later("version: v1", "v2 or v3")
         return value
 
     @property

@@ -75,9 +75,10 @@ def did_you_mean(word: str, known: list[str]) -> str:
     return f'did you mean "{near[0]}"?' if near else f"expected one of {', '.join(known)}"
 
 
-def refuse_later(what: str) -> NoReturn:
-    """Refuse something that the design has and this version does not."""
-    raise problem(f"{what} is not available in this version yet", at_key=True)
+def refuse_later(what: str, instead: str = "") -> NoReturn:
+    """Refuse something that the design has and this version does not; `instead` is what there is."""
+    expected = f"; expected {instead}" if instead else ""
+    raise problem(f"{what} is not available in this version yet{expected}", at_key=True)
 
 
 def parse_address(text: str, default_port: int, *, listens: bool = False) -> Address:
