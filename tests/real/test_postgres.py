@@ -139,6 +139,23 @@ def test_plain_psql_straight_to_the_port(cluster: Cluster, dba: Person, need) ->
     assert done.stdout == "alice\n"
 
 
+def test_a_server_can_take_only_certificates_that_were_signed_for_this_database(
+    cluster: Cluster, dba: Person, server: PostgresServer, need
+) -> None:
+    dba.tsh("db", "login", "pg", "--db-user=alice", "--db-name=app")
+    ident = server.folder / "data" / "pg_ident.conf"
+    before = ident.read_text()
+    try:
+        for database, code in (("other", 2), ("pg", 0)):
+            ident.write_text(f"""pinned "/^CN=([a-z0-9_]+),OU={database},O=example\\.com$" \\1\n""")
+            server.set_hba("local all all trust\nhostssl all all 127.0.0.1/32 cert clientname=DN map=pinned\n")
+            done = dba.run(need("psql"), direct(cluster, dba), "-Atc", "select current_user", code=code)
+            assert done.stdout == ("alice\n" if code == 0 else "")
+    finally:
+        ident.write_text(before)
+        server.set_hba()
+
+
 def test_new_libpq_offers_its_alpn_after_sslrequest(cluster: Cluster, dba: Person) -> None:
     assert psycopg.pq.version() >= 170000, "psycopg's own libpq offers ALPN postgresql"
     dba.tsh("db", "login", "pg", "--db-user=alice", "--db-name=app")
