@@ -273,6 +273,16 @@ class TestNodes:
             await world.auth.service.join(world.host("proxy"), request)
         assert await join(world, await token(world, "proxy", nodes=("web",)), "web", "proxy")
 
+    async def test_the_auth_daemons_proxy_may_be_called_like_a_node(self, world):
+        await join(world, await token(world, "node"), "web", "node")
+        assert await renew(world, await admitted(world, "proxy", "web"))
+
+    async def test_no_host_is_called_like_the_id_of_another(self, world):
+        value = await token(world, "node", "db")
+        other = await join(world, value, "one", "db")
+        with pytest.raises(Invalid, match="id of another host"):
+            await join(world, value, other.name, "node")
+
     async def test_a_host_that_is_no_node_has_only_its_id_on_its_ssh_certificate(self, world):
         for role, named in (("db", False), ("app", False), ("kube", False), ("node", True), ("proxy", True)):
             _, certificates = await world.auth.admit(role, "one")

@@ -14,7 +14,7 @@ from monoport.auth.issue import Issuer
 from monoport.auth.messages import HostCertificates, Join, Renew
 from monoport.auth.names import canonical_name, check_agent_name, nodenames, principals, proxy_names
 from monoport.auth.ownership import Ownership
-from monoport.auth.refusals import Forbidden, Refusal, TokenType
+from monoport.auth.refusals import Forbidden, Invalid, Refusal, TokenType
 from monoport.auth.tokens import Tokens
 
 SERVED = frozenset({"node", "db", "app", "kube", "proxy"})  # a second auth service and leaves do not join this way yet
@@ -74,12 +74,17 @@ class Hosts:
         return certificates
 
     async def _claim(self, host: Host, operation: str) -> None:
-        """Makes a node's names its own; a proxy's only must not be those of others' nodes. Raises NameOwned."""
+        """Makes a node's names its own; a proxy's must only not be others' nodes'. Raises NameOwned, Invalid."""
+        if {"node", "proxy"}.isdisjoint(host.roles):
+            return  # nobody finds it by name
         names = nodenames(host.name, self._cluster.lower())
+        ids = {one.id for one in await self._records.list()}
+        if not ids.isdisjoint({*names, *host.names}):
+            raise Invalid(f'"{host.name}" is called like the id of another host: set another teleport.nodename')
+        if "proxy" in host.roles and host.origin != LOCAL:
+            await self._ownership.require_free(host, "node", (*names, *host.names), operation)
         if "node" in host.roles:
             await self._ownership.claim(host, "node", names, operation, anew=True)
-        if "proxy" in host.roles:
-            await self._ownership.require_free(host, "node", (*names, *host.names), operation)
 
     async def renew(self, caller: Identity, request: Renew) -> HostCertificates:
         """The caller's next certificates: the same roles, and the same names unless it is a proxy."""

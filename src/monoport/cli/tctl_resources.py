@@ -73,7 +73,11 @@ def get(beside: Beside, what: str, output: str) -> None:
 @click.argument("what", metavar="KIND/NAME")
 @pass_beside
 def rm(beside: Beside, what: str) -> None:
-    """Remove one resource."""
+    """Remove one resource.
+
+    db/NAME also frees the name for agents of other tokens. node/NAME and node/HOST-ID remove the host itself, of any
+    kind, which then has to join again, and free its name.
+    """
     kind, name = _parse(what)
     if not name:
         raise Failure(f"expected KIND/NAME, such as {kind}/example")
@@ -139,7 +143,7 @@ def db_ls(beside: Beside, output: str) -> None:
 @click.command()
 @click.option("--user", help="Lock a user.")
 @click.option("--role", help="Lock everybody who has this role.")
-@click.option("--node", help="Lock a node or another host, by id or name.")
+@click.option("--node", help="Lock a node by name or id, or another host by id.")
 @click.option("--login", help="Lock a login on every node.")
 @click.option("--ttl", type=DURATION, help="For how long; until it is removed if not given.")
 @click.option("--message", default="", help="Why, for other administrators.")
