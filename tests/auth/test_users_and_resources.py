@@ -77,11 +77,13 @@ async def test_logins_good_and_bad_are_in_the_audit_log(world, proxy):
     await world.add_user()
     with pytest.raises(WrongPassword):
         await world.auth.service.authenticate(proxy, login("mallory", "wrong password", source="192.0.2.9:1"))
-    await world.auth.service.authenticate(proxy, login(source="192.0.2.7:1"))
+    await world.auth.service.authenticate(proxy, login(source="192.0.2.7:1", connection="3fa1b2"))
     events = (await world.auth.administration.events(world.admin, 10, None, "user.login")).events
     seen = [(one.fields["user"], one.fields["success"], one.fields["source"]) for one in events]
     assert seen == [("alice@example.com", True, "192.0.2.7:1"), ("mallory@example.com", False, "192.0.2.9:1")]
+    assert [one.fields["connection"] for one in events] == ["3fa1b2", ""]
     assert PASSWORD not in repr(events)
+    assert world.auth.logins == {"ok": 1, "failed": 1}
 
 
 async def test_a_locked_user_learns_it_only_with_the_right_password(world, proxy, make_lock):

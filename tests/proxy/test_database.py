@@ -333,7 +333,7 @@ async def test_a_session_that_cannot_be_recorded_does_not_take_place(front: Fron
     async with front.client(cluster.user()) as client:
         await client.write(STARTUP)
         told = await error(client)
-        assert (told["C"], told["M"]) == ("XX000", "the session could not be recorded")
+        assert (told["C"], told["M"]) == ("XX000", "the session could not be recorded [connection c1]")
     assert front.server.openings == []
 
 

@@ -145,7 +145,10 @@ async def test_a_refused_certificate_gets_one_line_and_a_plain_key_none(shop):
         async with shop.signed_in(client_keys=[key, *foreign], client_factory=lambda: client):
             pass
     assert caught.group_contains(asyncssh.PermissionDenied)
-    assert client.said == "certificate refused: certificate was not signed by a user CA of this cluster\r\n"
+    assert (
+        client.said
+        == "certificate refused: certificate was not signed by a user CA of this cluster [connection c-9]\r\n"
+    )
     reasons = [line["reason"] for line in logged if line["event"] == "certificate refused"]
     assert reasons == ["certificate was not signed by a user CA of this cluster"] * 2
 
@@ -167,12 +170,16 @@ async def test_a_user_without_logins_signs_in_but_reaches_nothing(shop):
 
 async def test_unknown_offline_and_denied_are_told_apart_and_only_the_log_says_why(shop):
     async with shop.signed_in() as client:
-        with pytest.raises(asyncssh.ChannelOpenError, match=r"^node nowhere is unknown: tsh ls lists"):
+        with pytest.raises(
+            asyncssh.ChannelOpenError, match=r"^node nowhere is unknown: tsh ls lists.* \[connection c-9\]$"
+        ):
             await reach(client, "nowhere")
-        with pytest.raises(asyncssh.ChannelOpenError, match=r"^node web is offline$"):
+        with pytest.raises(asyncssh.ChannelOpenError, match=r"^node web is offline \[connection c-9\]$"):
             await reach(client, "web")
         shop.roles.clear()
-        with pytest.raises(asyncssh.ChannelOpenError, match=r'^access to node "web" denied$') as caught:
+        with pytest.raises(
+            asyncssh.ChannelOpenError, match=r'^access to node "web" denied \[connection c-9\]$'
+        ) as caught:
             await reach(client, "web")
     assert caught.value.code == asyncssh.OPEN_ADMINISTRATIVELY_PROHIBITED
     (event,) = shop.audit.events

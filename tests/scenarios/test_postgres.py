@@ -90,7 +90,8 @@ async def test_a_denial_names_the_refused_user_or_database(
     await psql.encrypt(cluster.trusting(alice), f"orders.db.{PUBLIC}")
     with pytest.raises(Said) as said:
         await psql.login(user, database)
-    assert str(said.value) == says
+    (denied,) = cluster.events("db.session.deny")
+    assert str(said.value) == f"{says} [connection {denied['connection']}]", "the id that leads to log and events"
     assert server.users == []
     row = cluster.proxy.connections.rows()[-1]
     assert (row["code"], row["user"], row["kind"]) == ("database_denied", "alice@example.com", "database")
@@ -105,7 +106,7 @@ async def test_a_session_ends_with_its_certificate(cluster: Cluster, server: Ser
     tomorrow = datetime.now(UTC) + timedelta(days=1)
     cluster.sweep(tomorrow)
 
-    with pytest.raises(Said, match=r"^session ended: certificate expired$"):
+    with pytest.raises(Said, match=r"^session ended: certificate expired \[connection [0-9a-f]+\]$"):
         await psql.query("select 1")
 
 

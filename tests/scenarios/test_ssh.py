@@ -48,10 +48,13 @@ async def test_ssh_is_refused_to_whom_no_role_lets_in(cluster: Cluster) -> None:
     mallory = await cluster.user("mallory", roles=("auditor",))
 
     async with signed_in(await cluster.tls("teleport-proxy-ssh"), mallory) as proxy:
-        with pytest.raises(asyncssh.ChannelOpenError, match=r'^access to node "web" denied$'):
+        with pytest.raises(
+            asyncssh.ChannelOpenError, match=r'^access to node "web" denied \[connection \w+\]$'
+        ) as told:
             await channel(proxy, "web")
 
     (denied,) = cluster.events("session.deny")
+    assert told.value.reason.endswith(f"[connection {denied['connection']}]")
     assert denied["user"] == "mallory@example.com"
     assert denied["rule"]
 

@@ -23,7 +23,8 @@ def front(secured: Secured) -> PostgresFront:
 
 def told(step: Step | None) -> dict[str, str]:
     assert isinstance(step, Closed)
-    return parse_error(step.send[5:])
+    assert step.why is not None
+    return parse_error(PostgresFront().refuse(step.why, step.reason)[5:])
 
 
 def run(machine: PostgresFront, chunks: list[bytes]) -> list[Step]:

@@ -94,12 +94,14 @@ class AuthClient(Calls):
         ssh_public_key: str,
         ttl: timedelta | None = None,
         source: str = "",
+        connection: str = "",
     ) -> messages.UserCertificates:
         """A first login; raises AuthError `wrong_password` or `login_locked`, the same for unknown users.
 
         Args:
             public_key: SPKI PEM of a key that the user made. ssh_public_key: the same as an OpenSSH line.
             ttl: wanted length; None for the longest that the roles allow. source: the user's IP address.
+            connection: its id at the proxy.
         """
         request = {
             "user": user,
@@ -108,6 +110,7 @@ class AuthClient(Calls):
             "ssh_public_key": ssh_public_key,
             "ttl": _s(ttl),
             "source": source,
+            "connection": connection,
         }
         return await self._post("/v1/authenticate", request, messages.UserCertificates)
 
@@ -121,6 +124,7 @@ class AuthClient(Calls):
         ssh_public_key: str,
         names: Sequence[str] = (),
         source: str = "",
+        connection: str = "",
     ) -> messages.HostCertificates:
         """A host's first certificates; raises AuthError `token_unknown`, `token_expired` or `token_type`."""
         request = {
@@ -131,6 +135,7 @@ class AuthClient(Calls):
             "ssh_public_key": ssh_public_key,
             "names": list(names),
             "source": source,
+            "connection": connection,
         }
         return await self._post("/v1/join", request, messages.HostCertificates)
 

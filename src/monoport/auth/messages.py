@@ -38,7 +38,7 @@ class Answer(BaseModel):
 
 
 class Authenticate(Request):
-    """A first login, forwarded by a proxy; `source` is the user's address as the proxy saw it."""
+    """A first login, forwarded by a proxy; `source` and `connection` as the proxy saw them."""
 
     user: Annotated[str, Field(max_length=255)]
     password: Annotated[str, Field(max_length=4096)]
@@ -46,10 +46,11 @@ class Authenticate(Request):
     ssh_public_key: PublicKey
     ttl: Seconds | None = None
     source: Annotated[str, Field(max_length=64)] = ""
+    connection: Annotated[str, Field(max_length=64)] = ""
 
 
 class Join(Request):
-    """A host's first request, with a token; `source` is its address as the proxy saw it."""
+    """A host's first request, with a token; `source` and `connection` as the proxy saw them."""
 
     token: Annotated[str, Field(max_length=1024)]
     name: Name
@@ -58,6 +59,7 @@ class Join(Request):
     ssh_public_key: PublicKey
     names: Names = ()
     source: Annotated[str, Field(max_length=64)] = ""
+    connection: Annotated[str, Field(max_length=64)] = ""
 
 
 class RouteTo(Request):

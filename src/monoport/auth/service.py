@@ -5,6 +5,7 @@ HTTP is `api`; which kind of caller may do what at all is the table in `permissi
 """
 
 import ipaddress
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -65,6 +66,7 @@ class Service:
     def __init__(self, parts: Parts) -> None:
         self.parts = parts
         self._ids = EventIds(parts.now)
+        self.logins: Counter[str] = Counter(ok=0, failed=0)  # first logins since the start of this process
 
     # --- for everybody
 
@@ -96,8 +98,18 @@ class Service:
     async def authenticate(self, caller: Identity, request: messages.Authenticate) -> messages.UserCertificates:
         """A first login; raises WrongPassword, LoginLocked, TooBusy, UserLocked."""
         await self._require(caller, Operation.AUTHENTICATE)
+        try:
+            certificates = await self._login(caller, request)
+        except Exception:
+            self.logins["failed"] += 1
+            raise
+        self.logins["ok"] += 1
+        return certificates
+
+    async def _login(self, caller: Identity, request: messages.Authenticate) -> messages.UserCertificates:
         source = _address(request.source)
-        noted = {"user": f"{request.user}@{self.parts.cluster}", "source": request.source, "proxy": caller.name}
+        noted = {"connection": request.connection, "user": f"{request.user}@{self.parts.cluster}"}
+        noted |= {"source": request.source, "proxy": caller.name}
         try:
             user = await self.parts.users.authenticate(request.user, request.password)
         except (WrongPassword, LoginLocked) as error:
@@ -123,7 +135,8 @@ class Service:
     async def join(self, caller: Identity, request: messages.Join) -> messages.HostCertificates:
         """A host's first certificates; raises TokenUnknown, TokenExpired, TokenType, NameOwned, Invalid."""
         await self._require(caller, Operation.JOIN)
-        noted = {"name": request.name, "roles": list(request.roles), "source": request.source, "proxy": caller.name}
+        noted = {"connection": request.connection, "name": request.name, "roles": list(request.roles)}
+        noted |= {"source": request.source, "proxy": caller.name}
         try:
             certificates = await self.parts.hosts.join(request)
         except Failure as error:

@@ -65,6 +65,7 @@ async def serve_http(
     state: Mapping[str, Any],
     limits: Limits = DEFAULT,
     client: tuple[str, int] | None = None,
+    connection: str = "",
 ) -> None:
     """Answer every request of one connection with an ASGI application, then end the connection.
 
@@ -77,15 +78,16 @@ async def serve_http(
         state: becomes every request's `scope["state"]` (a fresh shallow copy per request).
         limits: seconds and bytes.
         client: the peer's host and port, for `scope["client"]`.
+        connection: its id, for the log; "" where it has none, as on a Unix socket.
 
     Source: RFC 9112 (HTTP/1.1), ASGI HTTP specification 2.3.
     """
+    log = _log.bind(connection=connection) if connection else _log
     async with stream:
-        connection = _Connection(stream, app, dict(state), limits, client)
         try:
-            await connection.run()
+            await _Connection(stream, app, dict(state), limits, client, log=log).run()
         except (ConnectionError, TimeoutError) as error:
-            _log.debug("http connection lost", error=str(error) or type(error).__name__)
+            log.debug("http connection lost", error=str(error) or type(error).__name__)
             stream.abort()
 
 
@@ -93,8 +95,16 @@ class _Connection:
     """The requests of one connection, one after the other."""
 
     def __init__(
-        self, stream: Stream, app: App, state: dict[str, Any], limits: Limits, client: tuple[str, int] | None
+        self,
+        stream: Stream,
+        app: App,
+        state: dict[str, Any],
+        limits: Limits,
+        client: tuple[str, int] | None,
+        *,
+        log: structlog.typing.FilteringBoundLogger,
     ) -> None:
+        self.log = log
         self._stream, self._app, self._state, self._limits, self._client = stream, app, state, limits, client
         self._h11 = h11.Connection(h11.SERVER, max_incomplete_event_size=limits.header_bytes)
         self._ended = False  # the peer sent its end
@@ -243,15 +253,15 @@ class _Exchange:
             await app(scope, self._receive, self._send)
         except (ConnectionError, TimeoutError):
             raise
-        except Exception as error:  # noqa: BLE001 - one request's fault must not end the daemon; it is logged and answered
-            _log.error("request failed", path=scope["path"], error=repr(error), exc_info=error)
+        except Exception as error:
+            self._connection.log.error("request failed", path=scope["path"], error=repr(error), exc_info=error)
             if self._started:
                 return self._done
         if not self._started:
             await self._connection.answer_error(500, "internal", "the server failed to answer; its log says why")
             return True
         if self._receiving:
-            _log.error("request left waiting for its peer", path=scope["path"])
+            self._connection.log.error("request left waiting for its peer", path=scope["path"])
         return self._done and not self._receiving
 
     async def _receive(self) -> Message:

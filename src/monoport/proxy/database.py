@@ -18,7 +18,7 @@ from monoport.access.decide import DatabaseLogin, Denied, Permit, authorize
 from monoport.access.resources import Database, Lock, Role
 from monoport.audit import startup
 from monoport.audit.log import Log
-from monoport.errors import Failure
+from monoport.errors import Failure, traced
 from monoport.net.relay import relay
 from monoport.net.stream import Stream, linger
 from monoport.net.tls import HandshakeError, serve_tls
@@ -103,15 +103,16 @@ class Databases:
             return
         except IdentityError as error:
             _refused(connection, "identity_refused", str(error))
-            await _tell(connection, front.refuse(Why.DENIED, f"certificate not accepted: {error}"))
+            await _tell(connection, front, Why.DENIED, f"certificate not accepted: {error}")
             return
         except HandshakeError as error:
             _refused(connection, "handshake_failed", str(error))
             return
         match opened:
-            case Closed(reason, send):
+            case Closed(reason, why):
                 _refused(connection, "no_login", reason)
-                await _tell(connection, send)
+                if why is not None:
+                    await _tell(connection, front, why, reason)
             case Cancel():
                 await self._cancel(connection, opened)
             case Login():
@@ -181,7 +182,7 @@ class Databases:
                 await self._audit.emit("db.session.deny", **who, reason=str(refused), rule=refused.rule)
             except Failure as error:
                 _log.error("refusal not recorded", connection=connection.id, reason=str(error))
-            await _tell(connection, front.refuse(refused.why, str(refused)))
+            await _tell(connection, front, refused.why, str(refused))
 
     async def _session(self, connection: Connection, server: Stream, login: Login, who: Mapping[str, str]) -> None:
         """Record and relay one session to its end."""
@@ -281,10 +282,10 @@ def _agent_ends(reason: str) -> None:
     """Nothing to do here: see `Connection.end`."""
 
 
-async def _tell(connection: Connection, refusal: bytes) -> None:
-    """Send the client why it is refused, in its protocol's words, and let it read them."""
+async def _tell(connection: Connection, front: Front, why: Why, reason: str) -> None:
+    """Send the client why it is refused, and which connection that was, in its protocol's words; let it read them."""
     if not connection.stream.lost:
-        connection.stream.send(refusal)
+        connection.stream.send(front.refuse(why, traced(reason, connection.id)))
         linger(connection.stream)
         await connection.stream.wait_closed()
 

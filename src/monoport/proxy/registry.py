@@ -122,7 +122,7 @@ class Connections:
             self._log.info(
                 "connection",
                 connection=name,
-                source=source[0],
+                source=_address(source),
                 kind=route.kind.value,
                 rule=route.rule,
                 sni=_shown(route.server_name),
@@ -149,7 +149,7 @@ class Connections:
         self._log.info(
             "refused",
             connection=connection,
-            source=source[0],
+            source=_address(source),
             code=str(refusal.code),
             rule=refusal.rule or (route.rule if route is not None else None),
             user=user,

@@ -19,7 +19,7 @@ from monoport.access.decide import Denied, Permit, Ssh, authorize
 from monoport.access.identity import NO_LOGIN, ClusterCas, Identity, IdentityError, Kind, from_ssh
 from monoport.access.resources import Lock, Node, Role
 from monoport.audit.log import Log
-from monoport.errors import Failure
+from monoport.errors import Failure, traced
 from monoport.net.stream import Stream
 from monoport.proxy.connection import Connection
 from monoport.tunnel import link
@@ -162,7 +162,7 @@ class _UserLink(link.ServerLink):
         try:
             identity = owner.vouched(key_data)
         except IdentityError as error:
-            self.refused(f"certificate refused: {error}")
+            self.refused(owner.traced(f"certificate refused: {error}"))
             return False
         principal = (*identity.principals, NO_LOGIN)[0]  # asyncssh compares the name with the principals
         return await super().validate_public_key(principal, key_data, msg, signature)
@@ -185,6 +185,10 @@ class _Users(asyncssh.SSHServer):
         self._identity: Identity | None = None
         self._certificate = ""
         self._channels = 0
+
+    def traced(self, reason: str) -> str:
+        """A refusal with this connection's id behind it."""
+        return traced(reason, self._connection.id)
 
     def public_key_auth_supported(self) -> bool:
         return True
@@ -220,15 +224,16 @@ class _Users(asyncssh.SSHServer):
     async def _open(self, name: str) -> ChannelSession:
         assert self._identity is not None
         if self._channels >= CHANNELS:
-            _fail(asyncssh.OPEN_RESOURCE_SHORTAGE, f"more than {CHANNELS} connections at one time")
+            reason = f"more than {CHANNELS} connections at one time"
+            _fail(asyncssh.OPEN_RESOURCE_SHORTAGE, self.traced(reason))
         self._channels += 1
         try:
             stream = await self._service.reach(self._connection, self._identity, self._certificate, name)
         except DialError as error:
             self._channels -= 1
             self._log.info("node not reached", node=name[:MAX_NAME], reason=str(error), code=error.code)
-            denied = error.code == DENIED
-            _fail(asyncssh.OPEN_ADMINISTRATIVELY_PROHIBITED if denied else asyncssh.OPEN_CONNECT_FAILED, str(error))
+            code = asyncssh.OPEN_ADMINISTRATIVELY_PROHIBITED if error.code == DENIED else asyncssh.OPEN_CONNECT_FAILED
+            _fail(code, self.traced(str(error)))
         except BaseException:
             self._channels -= 1
             raise

@@ -149,7 +149,7 @@ class _Tunnel:
         session = ChannelSession()
         self.channels += 1
         session.when_gone(self._one_less)
-        opening = self.link.create_task(self._open(session))
+        opening = self.link.create_task(self._open(session, preface.connection))
         try:
             async with asyncio.timeout(dial.PREFACE_SECONDS):
                 await asyncio.shield(opening)
@@ -163,13 +163,13 @@ class _Tunnel:
                 raise DialError(f"the agent did not answer within {dial.PREFACE_SECONDS:g} s") from error
             raise
 
-    async def _open(self, session: ChannelSession) -> None:
+    async def _open(self, session: ChannelSession, connection: str) -> None:
         try:
             await self.link.create_unix_connection(
                 lambda: session, LISTENER, encoding=None, window=link.WINDOW, max_pktsize=link.PACKET
             )
         except (asyncssh.Error, OSError) as error:
-            _log.info("dial refused by the agent", host=self.identity.name, error=str(error))
+            _log.info("dial refused by the agent", connection=connection, host=self.identity.name, error=str(error))
             session.never_opened()
 
     async def _ask(self, stream: Stream, preface: Preface) -> Stream:

@@ -67,10 +67,10 @@ class Cancel:
 
 @dataclass(frozen=True, slots=True)
 class Closed:
-    """The opening is over without a login; `send` may tell the client why."""
+    """The opening is over without a login; `why`, if there is one, and `reason` are for the client too."""
 
-    reason: str  # for the log
-    send: bytes = b""
+    reason: str
+    why: Why | None = None
 
 
 Step: TypeAlias = Send | StartTls | Login | Cancel | Closed

@@ -385,7 +385,7 @@ async def test_a_statement_that_cannot_be_recorded_does_not_run(cluster: Cluster
                 await served.client.write(QUERY + QUERY)
                 said = (await served.error())["M"]
     reason = "cannot write to the spool /s: No space left on device"
-    assert said == f"session ended: the statement could not be recorded: {reason}"
+    assert said == f"session ended: the statement could not be recorded: {reason} [connection c1]"
     assert [line["reason"] for line in logged if line["event"] == "session ended: audit log"] == [reason]
     assert got == []
 
@@ -402,7 +402,7 @@ async def test_settings_that_cannot_be_recorded_open_no_session(cluster: Cluster
             wanted = {"user": "alice", "database": "app", "options": "-c role=admin"}
             await served.client.write(StartupMessage(0, wanted).encode())
             error = await served.error()
-    assert error["M"] == "the session could not be recorded: the spool /s is full: limit 5 bytes"
+    assert error["M"] == "the session could not be recorded: the spool /s is full: limit 5 bytes [connection c1]"
     assert server.openings == []
 
 

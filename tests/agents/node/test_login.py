@@ -45,7 +45,7 @@ async def refused(world, **options) -> str:
 
 
 async def test_a_login_that_the_certificate_does_not_name(world):
-    assert await refused(world, username="daemon") == "login daemon is not allowed\r\n"
+    assert await refused(world, username="daemon") == "login daemon is not allowed [connection c-1]\r\n"
     (event,) = world.events("session.deny")
     assert (event["login"], event["user"], event["what"]) == ("daemon", "alice@example.com", "login")
 
@@ -62,7 +62,7 @@ async def test_a_login_that_the_role_denies_says_what_but_not_why(world, make_ro
     world.roles["access"] = type(denying).model_validate(document)
     world.certificate = world.sign(logins=(world.login, "daemon"))  # the node may be reached as somebody
     said = await refused(world)
-    assert said == f'login "{world.login}" to node "web" denied\r\n'
+    assert said == f'login "{world.login}" to node "web" denied [connection c-1]\r\n'
     assert "deny" in str(world.events("session.deny")[0]["rule"])
 
 
@@ -91,7 +91,7 @@ async def test_several_refused_certificates_get_one_line_and_a_record_each(world
     key = asyncssh.import_private_key(world.user_key.private)
     lines = [world.sign("bob"), world.sign(logins=("daemon",)), world.sign("carol", logins=("daemon",))]
     keys = [(key, asyncssh.import_certificate(line)) for line in lines]
-    assert await refused(world, client_keys=[*keys, key]) == "certificate refused\r\n"
+    assert await refused(world, client_keys=[*keys, key]) == "certificate refused [connection c-1]\r\n"
     assert [event["reason"] for event in world.events("session.deny")] == [
         "certificate refused",
         f"login {world.login} is not allowed",
@@ -101,7 +101,7 @@ async def test_several_refused_certificates_get_one_line_and_a_record_each(world
 async def test_a_login_without_an_account(world):
     nobody = world.sign(logins=("no-such-account",))
     said = await refused(world, username="no-such-account", certificate=nobody)
-    assert said == "login no-such-account does not exist\r\n"
+    assert said == "login no-such-account does not exist [connection c-1]\r\n"
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may lock an account")

@@ -95,6 +95,7 @@ class TestLogin:
                 "ssh_public_key": "ssh",
                 "ttl": timedelta(seconds=60),
                 "source": "192.0.2.7",
+                "connection": "c1",
             }
         ]
 

@@ -20,13 +20,13 @@ from monoport.audit import startup as parameters
 from monoport.auth.client import AuthError
 from monoport.auth.keys import load_chain
 from monoport.config.model import Database
-from monoport.errors import Failure
+from monoport.errors import Failure, traced
 from monoport.net import sockets
 from monoport.net.stream import Stream
 from monoport.net.tls import connect_tls
 from monoport.wire.front import Why
 from monoport.wire.postgres.backend import AuthenticationDemanded, Backend
-from monoport.wire.postgres.front import ALPN, SQLSTATES, refusal
+from monoport.wire.postgres.front import ALPN, SQLSTATES
 from monoport.wire.postgres.messages import (
     MAX_MINOR,
     MAX_STARTUP,
@@ -112,19 +112,21 @@ class Postgres:
                 await self._converse(session, client, server, said)
         except ProtocolError as error:
             log.info("session refused", reason=str(error))
-            await client.write(refusal(Why.PROTOCOL, str(error)))
+            await client.write(_refusal(session, Why.PROTOCOL, str(error)))
         except Unreachable as error:
             log.warning("database cannot be used", reason=error.detail)
-            await client.write(error_response("FATAL", SQLSTATES[Why.OFFLINE], str(error), hint=error.hint))
+            await client.write(_refusal(session, Why.OFFLINE, str(error), error.hint))
         except AuthError as error:
             log.warning("no client certificate", reason=str(error))
-            await client.write(refusal(Why.DENIED, f'no certificate for database user "{session.user}": {error}'))
+            reason = f'no certificate for database user "{session.user}": {error}'
+            await client.write(_refusal(session, Why.DENIED, reason))
         except TimeoutError:
             log.warning("database is slow", seconds=OPENING)
-            await client.write(refusal(Why.OFFLINE, f'database "{self._database.name}" did not answer in time'))
+            reason = f'database "{self._database.name}" did not answer in time'
+            await client.write(_refusal(session, Why.OFFLINE, reason))
         except Unrecorded as error:
             log.error("session refused: audit log", reason=str(error))
-            await client.write(refusal(Why.INTERNAL, f"the session could not be recorded: {error}"))
+            await client.write(_refusal(session, Why.INTERNAL, f"the session could not be recorded: {error}"))
 
     async def cancel(self, session: Session) -> None:
         """Send the real server a cancel request for what `session` runs. Raises Unreachable.
@@ -252,14 +254,14 @@ class Postgres:
                 return
             await self._interrupt(session, conversation)
             if await conversation.settle(_waits):
-                client.send(refusal(Why.ENDED, f"session ended: {why}"))
+                client.send(_refusal(session, Why.ENDED, f"session ended: {why}"))
         except Violation as error:
             _log.info("session ended", connection=session.connection, reason=str(error))
             if _waits(conversation.tail):
-                client.send(refusal(Why.PROTOCOL, str(error)))
+                client.send(_refusal(session, Why.PROTOCOL, str(error)))
         except Unrecorded as error:
             _log.error("session ended: audit log", connection=session.connection, reason=str(error))
-            client.send(refusal(Why.INTERNAL, f"session ended: the statement could not be recorded: {error}"))
+            client.send(_refusal(session, Why.INTERNAL, f"session ended: the statement could not be recorded: {error}"))
         finally:
             session.on_end = None
 
@@ -293,6 +295,11 @@ async def _record_startup(session: Session, startup: StartupMessage) -> None:
 def _waits(tail: bytes) -> bool:
     """Whether the server's last message is ReadyForQuery."""
     return tail[-6:-1] == b"Z\0\0\0\5" and tail[-1:] in (b"I", b"T", b"E")
+
+
+def _refusal(session: Session, why: Why, reason: str, hint: str = "") -> bytes:
+    """The ErrorResponse that tells a client why its session does not go on, and which connection that was."""
+    return error_response("FATAL", SQLSTATES[why], traced(reason, session.connection), hint=hint)
 
 
 async def _read_startup(client: Stream) -> StartupMessage:

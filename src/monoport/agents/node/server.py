@@ -21,7 +21,7 @@ from monoport.agents.node import account, forwarding
 from monoport.agents.node.account import Account, AccountError
 from monoport.agents.node.session import Host, Session
 from monoport.audit.log import Log
-from monoport.errors import Failure
+from monoport.errors import Failure, traced
 from monoport.net.sockets import SocketStream
 from monoport.tunnel import link
 from monoport.tunnel.channel import ChannelSession, join
@@ -131,6 +131,11 @@ class NodeServer(asyncssh.SSHServer):
         if self._opener is not None:
             self._opener.close()
 
+    @property
+    def sessions(self) -> int:
+        """How many shells, commands and file transfers it runs."""
+        return self._sessions
+
     async def wait_closed(self) -> None:
         """Wait until what was opened for the user is gone, after the connection."""
         if self._opener is not None:
@@ -189,7 +194,10 @@ class NodeServer(asyncssh.SSHServer):
         self._log.warning("login refused", login=login, reason=reason, rule=rule)
         await self._audit.emit("session.deny", **self._facts, login=login, what="login", reason=reason, rule=rule)
         if self._link is not None:
-            self._link.refused(reason)
+            self._link.refused(self._traced(reason))
+
+    def _traced(self, reason: str) -> str:
+        return traced(reason, self._facts["connection"])
 
     def auth_completed(self) -> None:
         admission = self.admission
@@ -227,16 +235,17 @@ class NodeServer(asyncssh.SSHServer):
             _prohibit("the connection is closing")
         if not admission.permit.options.port_forwarding or not secure.certified("port-forwarding"):
             await self.denied("port", "port forwarding is not allowed", target=target)
-            _prohibit("port forwarding is not allowed")
+            _prohibit(self._traced("port forwarding is not allowed"))
         if self._forwarded >= FORWARDED:
-            raise asyncssh.ChannelOpenError(asyncssh.OPEN_RESOURCE_SHORTAGE, f"more than {FORWARDED} connections")
+            reason = self._traced(f"more than {FORWARDED} connections")
+            raise asyncssh.ChannelOpenError(asyncssh.OPEN_RESOURCE_SHORTAGE, reason)
         self._forwarded += 1
         try:
             await self._audit.emit("port.forward", **self._facts, target=target)
             found = await connect(self._open())
         except (OSError, ValueError, Failure) as error:
             self._forwarded -= 1
-            raise asyncssh.ChannelOpenError(asyncssh.OPEN_CONNECT_FAILED, str(error)) from error
+            raise asyncssh.ChannelOpenError(asyncssh.OPEN_CONNECT_FAILED, self._traced(str(error))) from error
         except BaseException:
             self._forwarded -= 1
             raise
@@ -321,7 +330,8 @@ class NodeServer(asyncssh.SSHServer):
         """Record that something was asked for and refused; a client that goes on and on is sent away."""
         self._denials += 1
         if self._denials > DENIALS and self._link is not None:
-            self._link.disconnect(asyncssh.DISC_BY_APPLICATION, f"more than {DENIALS} refused requests")
+            reason = self._traced(f"more than {DENIALS} refused requests")
+            self._link.disconnect(asyncssh.DISC_BY_APPLICATION, reason)
             return
         self._log.info("refused", what=what, reason=reason, **more)
         await self._audit.emit("session.deny", **self._facts, what=what, reason=reason, **more)

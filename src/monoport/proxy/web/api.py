@@ -91,6 +91,7 @@ class Api:
         source = _admitted(self._logins, request)
         login = await _body(request, Login)
         certificates = await _asked(
+            request,
             self._auth.authenticate(
                 login.user,
                 login.password,
@@ -98,7 +99,8 @@ class Api:
                 ssh_public_key=login.ssh_public_key,
                 ttl=None if login.ttl is None else timedelta(seconds=login.ttl),
                 source=source,
-            )
+                connection=request.scope["state"]["id"],
+            ),
         )
         return JSONResponse(_dump(certificates))
 
@@ -107,6 +109,7 @@ class Api:
         source = _admitted(self._joins, request)
         join = await _body(request, Join)
         certificates = await _asked(
+            request,
             self._auth.join(
                 join.token,
                 name=join.name,
@@ -115,7 +118,8 @@ class Api:
                 ssh_public_key=join.ssh_public_key,
                 names=join.names,
                 source=source,
-            )
+                connection=request.scope["state"]["id"],
+            ),
         )
         return JSONResponse(_dump(certificates))
 
@@ -151,13 +155,13 @@ async def _body(request: Request, model: type[Body]) -> Body:
         raise Refused(400, "bad_request", f"{where or 'body'}: {first['msg']}") from None
 
 
-async def _asked(call: Awaitable[Any]) -> Any:
+async def _asked(request: Request, call: Awaitable[Any]) -> Any:
     try:
         return await call
     except AuthError as failed:
         message = str(failed)
         if failed.code == "unavailable":
-            _log.error("auth service unavailable", error=message)
+            _log.error("auth service unavailable", error=message, connection=request.scope["state"]["id"])
             message = "the cluster's auth service cannot be reached; try again soon"
         raise Refused(_STATUS.get(failed.code, 403), failed.code, message) from None
 

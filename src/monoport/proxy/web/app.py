@@ -66,7 +66,8 @@ class Web:
             await connection.stream.wait_closed()
             return
         app = self.bootstrap if route.kind is Kind.BOOTSTRAP else self.web
-        await serve_http(connection.stream, app, state=state, limits=LIMITS, client=connection.source)
+        stream, source = connection.stream, connection.source
+        await serve_http(stream, app, state=state, limits=LIMITS, client=source, connection=connection.id)
 
 
 def _application(site: Site, api: Api, *, whole: bool) -> Starlette:

@@ -115,7 +115,7 @@ class PostgresFront:
     def _close(self, why: Why, reason: str) -> Closed:
         self._done = True
         self._buffer.clear()
-        return Closed(reason, refusal(why, reason))
+        return Closed(reason, why)
 
 
 def _name_fault(name: str) -> str:
