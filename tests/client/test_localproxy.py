@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import socket
 import ssl
 import struct
@@ -194,6 +195,7 @@ async def test_what_cannot_be_joined_is_said_once_and_the_next_connection_works(
                 assert await ask(address, b"x") == b""
     assert len(said) == 2
     assert all(ALPN in line or "TLS" in line for line in said)
+    assert all(re.search(r" \[from 127\.0\.0\.1:\d+\]$", line) for line in said), "as the front door's log names us"
 
 
 async def test_a_stranger_at_the_proxys_address_gets_nothing(home: Home, cas: Cas) -> None:

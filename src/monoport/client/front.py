@@ -11,7 +11,7 @@ from pathlib import Path
 from monoport.client.names import Address
 from monoport.client.profile import Profile
 from monoport.errors import Failure
-from monoport.net.sockets import ConnectError, connect
+from monoport.net.sockets import ConnectError, SocketStream, connect
 from monoport.net.stream import Stream
 from monoport.net.tls import TlsStream, connect_tls
 
@@ -102,16 +102,20 @@ async def dial(address: Address, context: ssl.SSLContext, server_name: str, alpn
         Failure: it cannot be reached, does not speak TLS, or does not serve that protocol.
     """
     raw = await dial_tcp(address)
+    # The proxy has refused us below any protocol that could carry its id of the connection: the address by which
+    # its log and `tctl conns ls` name us leads there, unless something in between has changed it.
+    known = f" [from {raw.local}]" if isinstance(raw, SocketStream) else ""
     try:
         async with asyncio.timeout(TLS_TIMEOUT):
             stream = await connect_tls(raw, context, server_hostname=server_name)
     except TimeoutError:
-        raise Failure(f"no TLS with {address} within {TLS_TIMEOUT:g} s") from None
+        raise Failure(f"no TLS with {address} within {TLS_TIMEOUT:g} s{known}") from None
     except OSError as error:
-        raise _explain(address, error, alpn) from None
+        raise _explain(address, error, alpn, known) from None
     if alpn and stream.selected_alpn != alpn:
         stream.abort()
-        raise Failure(f"{address} does not serve {alpn}: it is not enabled there, or this is not a monoport proxy")
+        why = "it is not enabled there, or this is not a monoport proxy"
+        raise Failure(f"{address} does not serve {alpn}: {why}{known}")
     return stream
 
 
@@ -127,13 +131,13 @@ async def dial_tcp(address: Address) -> Stream:
         raise Failure(f"cannot reach the proxy: {error}") from None
 
 
-def _explain(address: Address, error: OSError, alpn: str) -> Failure:
+def _explain(address: Address, error: OSError, alpn: str, known: str) -> Failure:
     text = str(error).removeprefix("TLS handshake failed: ")
     if "certificate not accepted" in text:
         return NotTrusted(f"the certificate of {address} does not verify: {text.partition(': ')[2]}")
     if "no application protocol" in text:
-        return Failure(f"{address} does not serve {alpn or 'this protocol'}: it is not enabled there")
-    return Failure(f"no TLS with {address}: {text}")
+        return Failure(f"{address} does not serve {alpn or 'this protocol'}: it is not enabled there{known}")
+    return Failure(f"no TLS with {address}: {text}{known}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -103,6 +103,17 @@ class SocketStream(Stream):
         else:
             self.peer_ended(mask)
 
+    @property
+    def local(self) -> str:
+        """Our end's address as host:port, "" where it has none (a Unix socket, a lost connection)."""
+        try:
+            found = self._sock.getsockname()
+        except OSError:
+            return ""
+        if not isinstance(found, tuple):
+            return ""
+        return f"[{found[0]}]:{found[1]}" if ":" in found[0] else f"{found[0]}:{found[1]}"
+
     def peer_ended(self, mask: int = 0) -> None:
         """The peer's FIN was read: wait for reading no more, and say so."""
         self._state |= self._PEER_ENDED
