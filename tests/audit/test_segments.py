@@ -271,3 +271,26 @@ def test_a_folder_that_cannot_be_used_is_named(tmp_path, line):
     with pytest.raises(SpoolError, match="cannot write to the spool"):
         segments.acknowledge(end)
     segments.close()
+
+
+def test_what_waits_is_known_without_reading(tmp_path, line):
+    """Events and bytes, over files, acknowledgements and a restart; damaged lines count until they are passed."""
+    lines = [line(number) for number in range(10)]
+    segments = Segments(tmp_path, segment=300)
+    assert segments.waiting == (0, 0)
+    for one in lines:
+        segments.write([one])
+    assert segments.waiting == (10, sum(map(len, lines)))
+    batch = segments.read(segments.position, 4)
+    segments.acknowledge(batch.end, batch.lines)
+    assert segments.waiting == (6, sum(map(len, lines[4:])))
+    segments.close()
+
+    segments = Segments(tmp_path, segment=300)
+    assert segments.waiting == (6, sum(map(len, lines[4:])))
+    assert segments.pending
+    batch = segments.read(segments.position, 100)
+    segments.acknowledge(batch.end, batch.lines)
+    assert segments.waiting == (0, 0)
+    assert not segments.pending
+    segments.close()

@@ -5,11 +5,12 @@ Belongs here: the protocol and its two implementations. Does not: files (spool.p
 
 from __future__ import annotations
 
+from collections import Counter
 from datetime import UTC, datetime
 from typing import Protocol, final
 
 from monoport.audit.events import Clock, Event, EventIds, make
-from monoport.audit.spool import Spool
+from monoport.audit.spool import Spool, SpoolError, Waiting
 
 
 class Log(Protocol):
@@ -41,9 +42,21 @@ class SpoolLog:
     def __init__(self, spool: Spool, clock: Clock = _now, ids: EventIds | None = None) -> None:
         self._spool = spool
         self._ids = ids or EventIds(clock)
+        self.kept: Counter[str] = Counter()  # by type, since the start of this process
+        self.failed = 0
+
+    @property
+    def waiting(self) -> Waiting:
+        """What the auth service does not have yet."""
+        return self._spool.waiting
 
     async def emit(self, type_: str, /, **fields: object) -> None:
-        await self._spool.append(make(self._ids, type_, fields))
+        try:
+            await self._spool.append(make(self._ids, type_, fields))
+        except SpoolError:
+            self.failed += 1
+            raise
+        self.kept[type_] += 1
 
 
 @final

@@ -50,6 +50,14 @@ class Batch:
 
     events: tuple[Event, ...]
     end: Position
+    lines: int = 0  # that were read, damaged ones too
+
+
+class Waiting(NamedTuple):
+    """What was not shipped yet: how many events, and their bytes on disk."""
+
+    events: int
+    bytes: int
 
 
 @final
@@ -77,6 +85,8 @@ class Segments:
             self._current = max(self._sizes, default=0)
             self._file = self._create() if not self._sizes else self._recover()
             self.position = self._load_position()
+            # Replaced, never changed: the loop's thread looks at it for the metrics.
+            self.waiting = Waiting(sum(1 for _ in self._lines(self.position)), self._bytes_behind(self.position))
         except OSError as error:
             raise SpoolError(f"cannot open the spool {folder}: {error.strerror or error}") from error
 
@@ -111,6 +121,7 @@ class Segments:
             self._broken = f"cannot sync the spool {self._folder}: {error.strerror or error}"
             raise SpoolError(self._broken) from error
         self._sizes[self._current] = before + len(data)
+        self.waiting = Waiting(self.waiting.events + len(lines), self.waiting.bytes + len(data))
 
     def read(self, start: Position, limit: int) -> Batch:
         """Return up to `limit` events, and about `READ` bytes, behind `start`.
@@ -119,10 +130,11 @@ class Segments:
             SpoolError: if a file cannot be read.
         """
         events: list[Event] = []
-        end, taken = start, 0
+        end, taken, lines = start, 0, 0
         try:
             for line, end in self._lines(start):
                 taken += len(line)
+                lines += 1
                 try:
                     events.append(decode(line))
                 except EventError as error:
@@ -131,10 +143,12 @@ class Segments:
                     break
         except OSError as error:
             raise SpoolError(f"cannot read the spool {self._folder}: {error.strerror or error}") from error
-        return Batch(tuple(events), end)
+        return Batch(tuple(events), end, lines)
 
-    def acknowledge(self, position: Position) -> None:
+    def acknowledge(self, position: Position, lines: int = 0) -> None:
         """Remember that everything before `position` was shipped, and drop the files that hold nothing else.
+
+        lines: how many that were; it keeps `waiting` right.
 
         It is written without a sync: losing it means shipping again, which receivers notice by the events' ids.
 
@@ -148,6 +162,8 @@ class Segments:
             waiting.write_text(json.dumps({"segment": position.segment, "offset": position.offset}))
             waiting.replace(self._folder / "shipped")
             self.position = position
+            behind = self._bytes_behind(position)
+            self.waiting = Waiting(max(0, self.waiting.events - lines) if behind else 0, behind)
             for number in [number for number in self._sizes if number < position.segment]:
                 self._path(number).unlink(missing_ok=True)
                 del self._sizes[number]
@@ -162,10 +178,12 @@ class Segments:
     @property
     def pending(self) -> bool:
         """Whether anything was not shipped yet."""
-        segment, offset = self.position
-        return any(
-            size > offset if number == segment else size > 0 and number > segment
-            for number, size in self._sizes.items()
+        return self._bytes_behind(self.position) > 0
+
+    def _bytes_behind(self, position: Position) -> int:
+        segment, offset = position
+        return sum(
+            size - offset if number == segment else size for number, size in self._sizes.items() if number >= segment
         )
 
     def close(self) -> None:

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any, Final, TypeVar, final
 
 from monoport.audit.events import Event, encode
-from monoport.audit.segments import CAPACITY, SEGMENT, Batch, Position, Segments, SpoolError
+from monoport.audit.segments import CAPACITY, SEGMENT, Batch, Position, Segments, SpoolError, Waiting
 
-__all__ = ["Batch", "Position", "Spool", "SpoolError"]
+__all__ = ["Batch", "Position", "Spool", "SpoolError", "Waiting"]
 
 GROUP: Final = 1024  # lines in one sync; bounds how long the first of them waits
 
@@ -84,12 +84,17 @@ class Spool:
     async def shipped(self, batch: Batch) -> None:
         """Acknowledge a batch: another process keeps its events now."""
         segments = self._files()
-        await self._call(lambda: segments.acknowledge(batch.end))
+        await self._call(lambda: segments.acknowledge(batch.end, batch.lines))
 
     async def read(self, start: Position | None = None, limit: int = 256) -> Batch:
         """Return events behind `start`, from the oldest that is still here if None."""
         segments = self._files()
         return await self._call(lambda: segments.read(start or segments.first, limit))
+
+    @property
+    def waiting(self) -> Waiting:
+        """What was not shipped yet, as the spool's thread has last counted it; asking costs that thread nothing."""
+        return self._files().waiting
 
     async def wait_unshipped(self) -> None:
         """Wait until there is something to ship."""

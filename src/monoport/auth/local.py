@@ -6,7 +6,7 @@ For other roles of the same daemon it signs host certificates without a token: t
 
 import asyncio
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -36,6 +36,7 @@ from monoport.auth.storage.sqlite import SqliteStorage
 from monoport.auth.tokens import Tokens
 from monoport.auth.transport import Dial
 from monoport.auth.users import Users
+from monoport.errors import Failure
 from monoport.net import memory
 from monoport.net.stream import Stream
 from monoport.net.unix import serve_unix
@@ -124,6 +125,28 @@ class LocalAuth:
     def pins(self) -> tuple[str, ...]:
         """What --ca-pin takes."""
         return self._parts.issuer.pins()
+
+    @property
+    def expires(self) -> datetime:
+        """When the service's own certificate ends, unless it is renewed."""
+        return self._renew_at + OWN_TTL / 2
+
+    @property
+    def logins(self) -> Mapping[str, int]:
+        """First logins since the start: "ok" and "failed"."""
+        return self.service.logins
+
+    async def answers(self, seconds: float) -> bool:
+        """Whether it serves, and its storage gives an answer within that time."""
+        if not self.ready.is_set():
+            return False
+        try:
+            async with asyncio.timeout(seconds):
+                await self._storage.get("/health")
+        except (Failure, OSError, TimeoutError) as error:
+            _log.error("auth storage does not answer", error=str(error) or type(error).__name__)
+            return False
+        return True
 
     async def __aenter__(self) -> Self:
         return self

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 
 import structlog
 
-from monoport.audit.log import Log, SpoolLog
+from monoport.audit.log import SpoolLog
 from monoport.audit.ship import ship
 from monoport.audit.spool import Spool
 from monoport.auth.cache import Cache
@@ -48,7 +48,7 @@ class Member:
     host: Host
     client: AuthClient
     cache: Cache
-    audit: Log
+    audit: SpoolLog
     dial_auth: Dial
 
 

@@ -9,6 +9,7 @@ import asyncio
 import hmac
 import importlib
 import random
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Protocol
@@ -33,6 +34,7 @@ from monoport.tunnel import dial, preface
 from monoport.tunnel.preface import Preface
 
 HEARTBEAT = 15.0  # seconds, up to a fifth less: the inventory forgets a database after 60
+STATEMENT = "db.query"  # the event of one statement, in every protocol
 PROBE = 10.0  # seconds that a probe of a real server may take
 
 _log = structlog.get_logger()
@@ -93,12 +95,19 @@ class Databases:
         self._resources = {one.name: _resource(one, host_id) for one in databases}
         self._engines = {one.name: _engine(table[one.protocol], one, issuer) for one in databases}
         self._sessions: dict[str, tuple[str, Session]] = {}  # by connection id: database and session
+        self.begun: Counter[str] = Counter()  # sessions by protocol, since the start of this process
+        self.statements: Counter[str] = Counter()  # that were recorded, by protocol
         self.health: dict[str, str] = {}  # by database: "" if its server answers, else what is wrong
 
     @property
     def resources(self) -> list[Database]:
         """What is registered, as the cluster sees it."""
         return list(self._resources.values())
+
+    @property
+    def open(self) -> Counter[str]:
+        """How many sessions there are now, by protocol."""
+        return Counter(self._resources[name].spec.protocol for name, _ in self._sessions.values())
 
     async def serve(self, asked: Preface, stream: Stream) -> None:
         """Serve one dialled stream to its end; raises DialRefused as long as nothing was accepted."""
@@ -140,9 +149,12 @@ class Databases:
         if engine is None:
             raise dial.DialRefused(dial.NOT_SERVED, f'database "{asked.target}" is not registered here')
         permit, who = await self._authorised(asked)
+        protocol = who["protocol"]
 
         async def record(kind: str, **fields: Any) -> None:
             await self._audit.emit(kind, **who, **fields)
+            if kind == STATEMENT:
+                self.statements[protocol] += 1
 
         session = Session(
             connection=asked.connection,
@@ -156,6 +168,7 @@ class Databases:
         if asked.connection in self._sessions:
             raise dial.DialRefused(dial.DENIED, "this connection has a session already")
         self._sessions[asked.connection] = (asked.target, session)
+        self.begun[protocol] += 1
         lease = self._leases.add(permit.identity, permit.until, session.end, nodes=(permit.host_id,))
         try:
             await dial.accept(stream)

@@ -68,6 +68,18 @@ class Node:
         tick: float = TICK,
     ) -> None:
         self._node, self._host, self._cache, self._audit, self._now, self._tick = node, host, cache, audit, now, tick
+        self._servers: set[NodeServer] = set()  # of everybody who is logged in
+        self.logins = 0  # since the start of this process
+
+    @property
+    def connections(self) -> int:
+        """How many logins there are now."""
+        return len(self._servers)
+
+    @property
+    def sessions(self) -> int:
+        """How many shells, commands and file transfers run now."""
+        return sum(server.sessions for server in self._servers)
 
     async def serve(self, preface: Preface, stream: Stream) -> None:
         """Serve one dialled stream to its end.
@@ -133,9 +145,13 @@ class Node:
         try:
             async with link.serving(stream, options, NodeLink, server, server.source) as made:
                 made.set_keepalive(KEEPALIVE, MISSED)
+                self.logins += 1
+                self._servers.add(server)
                 await self._while_permitted(node, made, server)
         except (asyncssh.Error, OSError) as error:
             log.info("not logged in", error=str(error) or type(error).__name__)
+        finally:
+            self._servers.discard(server)
 
     async def _while_permitted(self, node: Listed, made: NodeLink, server: NodeServer) -> None:
         """Wait for the connection's end, and end it when its permit does."""
