@@ -84,7 +84,14 @@ def refusal(text: str, name: str = "monoport.yaml") -> str:
         (PROXY + "  mysql_listen_addr: 0.0.0.0:3036\n", "5:3: mysql_listen_addr is not available in this version yet"),
         (PROXY + "  mongo_listen_addr: 0.0.0.0:27017\n", "5:3: mongo_listen_addr is not available in this version yet"),
         (PROXY + "  mysql_on_silence: 1s\n", "5:3: mysql_on_silence is not available in this version yet"),
-        (PROXY + "teleport: {diag_addr: 'localhost:3000'}\n", "5:12: diag_addr is not available in this version yet"),
+        (
+            PROXY + "teleport: {diag_addr: localhost}\n",
+            '5:23: teleport.diag_addr: "localhost" is not an address: both a host and a port',
+        ),
+        (
+            PROXY + "teleport: {diag_addr: ':3000'}\n",
+            '5:23: teleport.diag_addr: ":3000" is not an address: both a host and a port',
+        ),
         (
             PROXY + "teleport: {storage: {type: etcd}}\n",
             '5:22: storage type "etcd" is not available in this version yet',

@@ -84,8 +84,6 @@ def default_nodename() -> str:
 class Teleport(Section):
     """The host itself: its name, its folder, the cluster that it belongs to."""
 
-    later: ClassVar = frozenset({"diag_addr"})
-
     nodename: values.ResourceName = Field(
         default_factory=default_nodename,
         description="this host's name in the cluster (default: the machine's host name)",
@@ -106,6 +104,11 @@ class Teleport(Section):
     join_params: JoinParams = Field(default_factory=JoinParams, description="how this host joins")
     log: Log = Field(default_factory=Log, description="the daemon's log")
     storage: Storage = Field(default_factory=Storage, description="where the auth service keeps its state")
+    diag_addr: Annotated[Address | None, address(None, "127.0.0.1:3000", listens=True), _ADDRESS] = Field(
+        default=None,
+        description="serves `/metrics`, `/healthz` and `/readyz` without authentication: "
+        "loopback or a management network (default: nowhere)",
+    )
 
 
 class Authentication(Section):

@@ -25,6 +25,8 @@ teleport:
     severity: info
     # text or json
     format: text
+  # Metrics and health (docs/operations.md). No authentication: loopback, or a management network.
+  #diag_addr: 127.0.0.1:3000
   # Where the auth service keeps its state: auth.db in data_dir.
   #storage:
     #type: sqlite

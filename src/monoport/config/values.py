@@ -81,18 +81,22 @@ def refuse_later(what: str, instead: str = "") -> NoReturn:
     raise problem(f"{what} is not available in this version yet{expected}", at_key=True)
 
 
-def parse_address(text: str, default_port: int, *, listens: bool = False) -> Address:
+def parse_address(text: str, default_port: int | None, *, listens: bool = False) -> Address:
     """Read `host:port`, `[v6]:port` or a host alone.
 
     Args:
         text: as written by a person.
-        default_port: taken when only a host is given.
+        default_port: taken when only a host is given; None where both host and port must be said.
         listens: also allow an empty host (every interface) and port 0 (any free port).
 
     Raises:
         ValueError: what is wrong with it, as the end of a sentence.
     """
     host, port_text = _split(text)
+    if default_port is None:
+        if not host or port_text is None:
+            raise ValueError("both a host and a port are needed")
+        default_port = 0  # not taken
     port = _port(port_text, lowest=0 if listens else 1) if port_text is not None else default_port
     if not host:
         if not listens:
@@ -133,7 +137,7 @@ def _port(text: str, lowest: int) -> int:
     return int(text)
 
 
-def address(default_port: int, example: str, *, listens: bool = False) -> BeforeValidator:
+def address(default_port: int | None, example: str, *, listens: bool = False) -> BeforeValidator:
     """Validate a key that takes an address."""
 
     def read(value: object) -> Address:

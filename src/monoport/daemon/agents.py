@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 import structlog
@@ -19,8 +20,10 @@ from monoport.access.lease import Leases
 from monoport.access.resources import Metadata, Node, NodeSpec
 from monoport.agents.database.agent import Databases
 from monoport.agents.node.agent import Node as NodeService
+from monoport.audit.metrics import Sample
 from monoport.auth.client import AuthError
 from monoport.config import Config
+from monoport.daemon import measure
 from monoport.daemon.member import Member
 from monoport.errors import Failure
 from monoport.net.stream import Stream
@@ -40,6 +43,7 @@ class Service:
     beat: Callable[[], Awaitable[Any]]
     leases: Leases
     member: Member
+    samples: Callable[[], Iterable[Sample]] = tuple  # its metrics, as they are now
 
     async def run(self) -> None:
         """Serve, and tell the cluster what is here, until cancelled."""
@@ -90,14 +94,17 @@ def _node(config: Config, member: Member, connect: Connect | None) -> Service:
                 _log.warning("heartbeat failed", node=config.teleport.nodename, reason=str(error))
             await asyncio.sleep(HEARTBEAT * (1 - random.random() / 5))  # noqa: S311 # jitter, not a secret
 
-    return Service(_agent(config, member, service.serve, connect), beat, Leases(), member)
+    return Service(
+        _agent(config, member, service.serve, connect), beat, Leases(), member, partial(measure.of_node, service)
+    )
 
 
 def _databases(config: Config, member: Member, connect: Connect | None) -> Service:
     leases = Leases()
     databases = config.db_service.databases
     service = Databases(member.host.host_id, databases, member.cache, member.client, member.audit, leases=leases)
-    return Service(_agent(config, member, service.serve, connect), service.run, leases, member)
+    agent = _agent(config, member, service.serve, connect)
+    return Service(agent, service.run, leases, member, partial(measure.of_databases, service))
 
 
 def _agent(config: Config, member: Member, handler: Handler, connect: Connect | None) -> Agent:

@@ -92,6 +92,21 @@ class Proxy:
             watching.cancel()
         self._over.set()
 
+    @property
+    def serving(self) -> bool:
+        """Whether it takes new connections."""
+        return self._listener is not None and self._listener.listening
+
+    @property
+    def slots(self) -> int:
+        """How many connections there may be at once."""
+        return self._config.proxy_service.limits.connections
+
+    @property
+    def slots_used(self) -> int:
+        """How many there are, those included that have not spoken yet."""
+        return self._listener.taken if self._listener is not None else 0
+
     async def drain(self) -> None:
         """Accept no more; give running sessions their grace, and end what is left: agents come back by themselves."""
         if self._listener is not None:

@@ -11,6 +11,7 @@ import os
 import resource
 import signal
 import socket
+from collections.abc import Iterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -19,9 +20,10 @@ import structlog
 
 from monoport import __version__
 from monoport.access.resources import Lock
+from monoport.audit.metrics import Histogram, Metrics, Sample
 from monoport.auth.local import LocalAuth
 from monoport.config import Address, Config
-from monoport.daemon import admin, agents, logs
+from monoport.daemon import admin, agents, diagnostics, logs, measure
 from monoport.daemon.agents import Service
 from monoport.daemon.datadir import DataDirectory, open_data_directory
 from monoport.daemon.frontdoor import Proxy
@@ -31,6 +33,7 @@ from monoport.net import heap, listener
 from monoport.net.listener import Arrival, Limits, Listener
 from monoport.proxy.connection import FrontDoor
 
+ANSWER = 2.0  # seconds that the storage has to prove that it is there: probes themselves give up after a few
 TICK = 1.0  # seconds between looks at leases: a session is over 5 s after its certificate or a lock says so
 
 _log = structlog.get_logger()
@@ -67,7 +70,7 @@ def _raise_descriptors() -> None:
 
 def _bind(config: Config) -> dict[str, list[socket.socket]]:
     """Every address that the configuration names, bound: one that is in use is told before anything starts."""
-    wanted: dict[str, Address | None] = {}
+    wanted: dict[str, Address | None] = {"diag": config.teleport.diag_addr}
     if config.auth_service.enabled:
         wanted["auth"] = config.auth_service.listen_addr
     if config.proxy_service.enabled:
@@ -105,6 +108,8 @@ class _Daemon:
     proxy: Proxy | None = None
     members: list[Member] = field(default_factory=list)
     services: list[Service] = field(default_factory=list)
+    auth: LocalAuth | None = None
+    lag: Histogram = field(default_factory=Histogram)
 
     async def run(self) -> None:
         """Start everything in order, wait for a signal, stop everything in reverse."""
@@ -112,12 +117,15 @@ class _Daemon:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stopping.set)
         async with asyncio.TaskGroup() as group:
+            # First, so that a daemon that still joins or waits for its auth service is seen to be alive, and not ready.
+            watching = group.create_task(self._diagnose(self.bound.pop("diag", [])))
             running = group.create_task(self._run())
             await self.stopping.wait()
             _log.info("stopping")
             if self.proxy is not None:
                 await self.proxy.drain()
             running.cancel()
+            watching.cancel()
 
     async def _run(self) -> None:
         """Everything, until cancelled; each piece lives in a group that ends before what it stands on."""
@@ -136,12 +144,71 @@ class _Daemon:
             self.ready.set()
             await asyncio.get_running_loop().create_future()  # until cancelled
 
+    async def _diagnose(self, sockets: list[socket.socket]) -> None:
+        """Metrics and health, where the configuration says so."""
+        if sockets:
+            app = diagnostics.application(Metrics(self._samples), self._readiness)
+            async with asyncio.TaskGroup() as group:
+                group.create_task(measure.watch_lag(self.lag))
+                group.create_task(diagnostics.serve(sockets, app))
+
+    def _samples(self) -> Iterator[Sample]:
+        """Every metric of this moment."""
+        yield Sample("info", 1, (__version__,))
+        yield Sample("event_loop_lag_seconds", self.lag)
+        for service, missing in self._missing().items():
+            yield Sample("service_ready", not missing, (service,))
+        if self.auth is not None:
+            yield from measure.of_auth(self.auth)
+        for one in self.members:
+            yield from measure.of_member(one)
+        if self.proxy is not None:
+            yield from measure.of_proxy(self.proxy)
+        for agent in self.services:
+            yield Sample("agent_connected", agent.agent.connected.is_set(), (agent.member.role,))
+            yield from agent.samples()
+
+    async def _readiness(self) -> dict[str, str]:
+        """What each service that is enabled still waits for, "" where it is ready."""
+        missing = self._missing()
+        if self.auth is not None and not missing["auth"] and not await self.auth.answers(ANSWER):
+            missing["auth"] = "its storage does not answer"
+        return missing
+
+    def _missing(self) -> dict[str, str]:
+        """As `_readiness`, without asking anybody.
+
+        A proxy or agent stays ready while the auth service is away: it goes on with what it knows, and taking every
+        one of them out of service at once would make an outage of it.
+        """
+        roles = agents.roles(self.config)
+        names = [
+            *(["auth"] if self.config.auth_service.enabled else []),
+            *(["proxy"] if self._has_proxy else []),
+            *roles,
+        ]
+        if self.stopping.is_set():
+            return dict.fromkeys(names, "stopping")
+        missing = dict.fromkeys(names, "starting")
+        if self.auth is not None:
+            missing["auth"] = "" if self.auth.ready.is_set() else "it does not answer"
+        if self.proxy is not None:
+            missing["proxy"] = "" if self.proxy.serving else "it does not listen"
+        for service in self.services:
+            connected = service.agent.connected.is_set()
+            missing[service.member.role] = "" if connected else "it has no tunnel to the proxy"
+        return missing
+
+    @property
+    def _has_proxy(self) -> bool:
+        return self.config.proxy_service.enabled
+
     async def _auth(self, stack: AsyncExitStack) -> LocalAuth | None:
         """The auth service, if it runs here, answering."""
         if not self.config.auth_service.enabled:
             return None
         local = await LocalAuth.open(self.data.root, self.config.cluster_name)
-        await stack.enter_async_context(local)
+        self.auth = await stack.enter_async_context(local)
         group = await stack.enter_async_context(asyncio.TaskGroup())
         group.create_task(local.run())
         await local.ready.wait()

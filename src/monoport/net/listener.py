@@ -168,6 +168,11 @@ class Listener:
         """Slots in use."""
         return self._taken
 
+    @property
+    def listening(self) -> bool:
+        """Whether newcomers are let in now, or will be as soon as a slot is free."""
+        return self._drain is not None and not self._drain.done() and bool(self._sockets)
+
     async def run(self) -> None:
         """Serve until `drain`, or until cancelled, which ends every connection at once."""
         loop = self._loop = asyncio.get_running_loop()
