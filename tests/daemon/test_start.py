@@ -9,6 +9,7 @@ import socket
 import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from monoport.daemon import agents, start
 from monoport.daemon.agents import Service
 from monoport.daemon.datadir import open_data_directory
 from monoport.errors import Failure
+from monoport.net.listener import Limits
 from monoport.net.sockets import ConnectError, connect
 from monoport.net.tls import connect_tls
 
@@ -73,6 +75,25 @@ async def test_sigterm_drains(configured: Callable[..., Config], monkeypatch: py
     data = config.teleport.data_dir
     assert not (data / "daemon.sock").exists()
     assert not (data / "auth.sock").exists()
+
+
+async def test_the_auth_services_own_port_has_no_deadline_of_the_front_door(
+    configured: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A watch lasts for days: what limits strangers' first bytes and handshakes does not end it."""
+    monkeypatch.setattr(start, "Limits", partial(Limits, first_bytes=0.2, handshake=0.2))
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    config = configured()
+    service = config.auth_service.model_copy(update={"listen_addr": Address("127.0.0.1", port)})
+    async with running(config.model_copy(update={"auth_service": service})) as (daemon, _):
+        assert daemon.auth is not None
+        raw = await connect("127.0.0.1", port, PATIENCE)
+        context = daemon.auth._credentials.context()
+        async with await connect_tls(raw, context, server_hostname=config.cluster_name) as stream:
+            with pytest.raises(TimeoutError):  # rather than the connection's end
+                await asyncio.wait_for(stream.read(), 0.5)
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 async def test_without_connections_it_stops_at_once(configured: Callable[..., Config]) -> None:

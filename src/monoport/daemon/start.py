@@ -215,7 +215,8 @@ class _Daemon:
         if "auth" in self.bound:
 
             async def pass_on(arrival: Arrival) -> None:
-                arrival.settled()  # the auth service has deadlines of its own
+                arrival.routed()  # the auth service has deadlines of its own
+                arrival.settled()
                 arrival.stream.unread(arrival.first)
                 await local.serve(arrival.stream)
 
