@@ -82,9 +82,10 @@ async def test_scp_there_and_back(world, legacy, tmp_path):
     flags = ["-O"] if legacy else []
     async with world.port() as port:
         options = [*world.openssh(port), *flags, "-rp"]
-        sent = await world.run("scp", *options, tree, "web:sent")
-        got = await world.run("scp", *options, "web:sent", tmp_path / "back")
-        await world.run("ssh", *world.openssh(port), "web", "rm -rf sent")
+        there = f"sent-{os.getpid()}-{legacy}"  # other workers use the same home
+        sent = await world.run("scp", *options, tree, f"web:{there}")
+        got = await world.run("scp", *options, f"web:{there}", tmp_path / "back")
+        await world.run("ssh", *world.openssh(port), "web", f"rm -rf {there}")
     assert (sent.status, sent.err, got.status, got.err) == (0, b"", 0, b"")
     assert (tmp_path / "back" / "one").read_bytes() == (tree / "one").read_bytes()
     assert (tmp_path / "back" / "deep" / "two words").read_bytes() == b"two"
