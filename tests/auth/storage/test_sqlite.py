@@ -23,7 +23,7 @@ from pathlib import Path
 from monoport.auth.storage.sqlite import SqliteStorage
 
 async def main(path, name):
-    store = await SqliteStorage.open(Path(path))
+    store = await SqliteStorage.open(Path(path), history=1_000_000)
     async def write(lane):
         number = 0
         while True:
@@ -36,6 +36,9 @@ async def main(path, name):
 
 asyncio.run(main(*sys.argv[1:]))
 """
+
+
+EVERYTHING = 1_000_000  # changes: as many as a quick writer makes while a slow one waits, so that all can be counted
 
 
 def start_writer(path: Path, name: str) -> subprocess.Popen[str]:
@@ -98,7 +101,7 @@ async def test_kill_9_loses_no_acknowledged_write_and_the_next_open_needs_no_han
 
 async def test_a_second_process_corrupts_nothing_and_repeats_no_revision(tmp_path):
     path = tmp_path / "auth.db"
-    store = await SqliteStorage.open(path)
+    store = await SqliteStorage.open(path, history=EVERYTHING)
     other = start_writer(path, "other")
     assert other.stdout is not None
     mine = []

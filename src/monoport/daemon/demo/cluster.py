@@ -191,7 +191,7 @@ class Cluster:
         while not true():
             if one is not None and one.process is not None and one.process.poll() is not None:
                 lines = one.log.read_text(errors="replace").strip().splitlines()
-                raise Failure(lines[-1] if lines else f"the {one.name} ended at once")
+                raise Failure(lines[-1].removeprefix("monoport: ") if lines else f"the {one.name} ended at once")
             if time.monotonic() > deadline:
                 raise Failure(f"waited {START_SECONDS:g} s for {what}; see {self.root}")
             select.select([], [], [], 0.05)

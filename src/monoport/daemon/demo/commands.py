@@ -81,7 +81,9 @@ class Commands:
         tctl = f"tctl -c {self._cluster.front}"
         port = self._cluster.port
         keys = f"{self._cluster.root}/tsh/keys/localhost"
-        yield Command(f"curl -s --cacert {keys}/certs.pem https://localhost:{port}/webapi/ping", "the web, too", NAME)
+        yield Command(
+            f"curl -s --cacert {keys}/certs.pem https://localhost:{port}/webapi/ping && echo", "the web, too", NAME
+        )
         yield Command(
             f"{tctl} route explain --sni localhost --alpn teleport-mysql",
             "why a connection goes where it goes",
