@@ -245,6 +245,25 @@ def test_a_failed_rotation_leaves_the_old_file_in_use(tmp_path, line, monkeypatc
     segments.close()
 
 
+def test_a_new_file_whose_folder_cannot_be_synced_is_none(tmp_path, line, monkeypatch):
+    segments = Segments(tmp_path, segment=1)
+    segments.write([line(0)])
+    before = files(tmp_path)
+    with monkeypatch.context() as disk:
+        disk.setattr(os, "fsync", failing(os.fsync, errno.EIO))
+        with pytest.raises(SpoolError, match="cannot write"):
+            segments.write([line(1)])
+        assert files(tmp_path) == before
+    with monkeypatch.context() as disk:  # a write that fails next must cost nothing that was acknowledged
+        disk.setattr(os, "write", failing(os.write, errno.ENOSPC))
+        with pytest.raises(SpoolError, match="cannot write"):
+            segments.write([line(1)])
+    segments.write([line(2)])
+    assert numbers(segments) == [0, 2]
+    segments.close()
+    assert numbers(Segments(tmp_path)) == [0, 2]
+
+
 def test_a_failed_write_after_a_rotation_leaves_nothing_pending(tmp_path, line, monkeypatch):
     segments = Segments(tmp_path, segment=10)
     segments.write([line(1)])

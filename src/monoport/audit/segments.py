@@ -211,10 +211,17 @@ class Segments:
     def _create(self) -> int:
         number = self._current + 1
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC
-        file = os.open(self._path(number), flags, 0o600)
+        path = self._path(number)
+        file = os.open(path, flags, 0o600)
+        try:
+            _sync_folder(self._folder)
+        except OSError:  # the file before it stays the current one, in name as in deed
+            os.close(file)
+            with suppress(OSError):  # where even that fails, the next try finds the file in its way and is refused
+                path.unlink()
+            raise
         self._current = number
         self._sizes[number] = 0
-        _sync_folder(self._folder)
         return file
 
     def _rotate(self) -> None:
