@@ -152,6 +152,33 @@ def test_each_denial_of_a_database_counts_by_itself(make, deny, rule, reason):
     assert answer == Denied(reason, f"role no: {rule}")
 
 
+def ask_feature(make, roles):
+    action = DatabaseLogin("reader", "shop", ("replication",))
+    return authorize(make.user(roles=tuple(roles)), make.database(), action, roles, (), make.now)
+
+
+def test_a_feature_of_a_database_is_denied_unless_a_role_names_it(make):
+    answer = ask_feature(make, make.roles(dev={"allow": ANYTHING}))
+    assert isinstance(answer, Denied)
+    assert answer.reason == 'replication on "orders" denied'
+    assert answer.rule.endswith("has replication in allow.db_features")
+    named = ANYTHING | {"db_features": ["replication"]}
+    permit = ask_feature(make, make.roles(dev={"allow": named}))
+    assert isinstance(permit, Permit)
+    assert permit.rule.endswith("allow.db_features has replication")
+    assert isinstance(ask_feature(make, make.roles(dev={"allow": ANYTHING | {"db_features": ["*"]}})), Permit)
+    other = make.roles(dev={"allow": ANYTHING}, elsewhere={"allow": named | {"db_labels": {"env": "test"}}})
+    assert isinstance(ask_feature(make, other), Denied), "the role that has it must allow the database, too"
+
+
+@pytest.mark.parametrize("denied", ["replication", "*"])
+def test_a_denied_feature_wins(make, denied):
+    roles = make.roles(dev={"allow": ANYTHING | {"db_features": ["*"]}}, no={"deny": {"db_features": [denied]}})
+    assert ask_feature(make, roles) == Denied(
+        'replication on "orders" denied', "role no: deny.db_features has replication"
+    )
+
+
 def test_a_denied_login_is_named_with_its_role(make):
     roles = make.roles(dev={"allow": ANYTHING}, no={"deny": {"logins": ["root"]}})
     assert ask(make, make.user(roles=("dev", "no")), roles).rule == "role no: deny.logins has root"

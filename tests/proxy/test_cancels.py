@@ -3,7 +3,7 @@
 from typing import cast
 
 from monoport.access.decide import Permit
-from monoport.proxy.cancels import GUESSES, SOURCES, Cancels
+from monoport.proxy.cancels import EVENTS, GUESSES, SOURCES, Cancels
 
 PERMIT = cast(Permit, object())  # never looked at here
 
@@ -48,6 +48,16 @@ def test_guessing_is_limited_per_source() -> None:
         assert cancels.find(7, b"\1\2\3\4", "10.0.0.1") is live
         for _ in range(1000):
             assert cancels.find(7, b"\1\2\3\4", "10.0.0.2") is live, "right keys cost nothing"
+
+
+def test_guesses_are_told_of_up_to_a_limit_and_none_is_forgotten() -> None:
+    clock = Clock()
+    cancels = make(clock, [])
+    assert [cancels.to_record() for _ in range(int(EVENTS))] == [1] * int(EVENTS)
+    assert [cancels.to_record() for _ in range(1000)] == [0] * 1000
+    clock.time += 1
+    assert cancels.to_record() == 1001
+    assert cancels.to_record() == 0
 
 
 def test_sources_are_forgotten() -> None:

@@ -349,12 +349,16 @@ async def test_cancel_finds_its_session(front: Front, cluster: Cluster, route: R
                 await other.write(wrong.encode())
                 assert await other.read() == b""
         assert len(front.world.tunnels.prefaces) == 1
+        assert [one["guesses"] for one in front.world.events("db.cancel.deny")] == [1, 1]
+        assert front.world.events("db.cancel") == []
         async with front.client(None, route) as other:
             await other.write(CancelRequest(*key).encode())
             assert await other.read() == b""
         assert front.world.tunnels.prefaces[1].kind is preface.Kind.CANCEL
         assert front.world.tunnels.prefaces[1].connection == "c1"
         assert CancelRequest(4711, b"real").encode() in front.server.openings
+        (cancel,) = front.world.events("db.cancel")
+        assert (cancel["user"], cancel["database"], cancel["session"]) == ("alice@example.com", "orders", "c1")
         await client.write(message(b"X"))
     async with front.client(None, route) as other:
         await other.write(CancelRequest(*key).encode())

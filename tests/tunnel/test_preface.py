@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from monoport.tunnel.preface import (
+    MAX_FEATURES,
     MAX_FIELD,
     Accepted,
     Kind,
@@ -34,6 +35,7 @@ prefaces = st.builds(
     database=short,
     process_id=st.integers(-(2**31), 2**32 - 1),
     secret=st.binary(max_size=256),
+    features=st.lists(names, max_size=16).map(tuple),
 )
 GOOD = Preface("c", Kind.DATABASE, "pg", host_id="h", process_id=7, secret=b"\0\1")
 
@@ -73,6 +75,10 @@ def test_anything_else_is_refused_or_whole(change):
         {"process_id": True},
         {"process_id": 2**32},
         {"process_id": "7"},
+        {"features": "replication"},
+        {"features": [""]},
+        {"features": [1]},
+        {"features": ["x"] * (MAX_FEATURES + 1)},
     ],
 )
 def test_fields_are_strict(change):

@@ -119,13 +119,18 @@ def test_names(parameters: dict[str, str], text: str) -> None:
     assert told(front(Secured.CERTIFIED).receive(StartupMessage(0, parameters).encode()))["M"] == text
 
 
-@pytest.mark.parametrize(("value", "allowed"), [("true", False), ("database", False), ("0", True), ("OFF", True)])
-def test_replication(value: str, allowed: bool) -> None:
+@pytest.mark.parametrize("value", ["true", "TRUE", "database", "1", "on", "yes", "t", "nonsense", ""])
+def test_replication_is_a_feature_of_the_login(value: str) -> None:
     step = front(Secured.CERTIFIED).receive(StartupMessage(0, {"user": "bob", "replication": value}).encode())
-    if allowed:
-        assert isinstance(step, Login)
-    else:
-        assert told(step)["C"] == "0A000"
+    assert isinstance(step, Login)
+    assert step.features == ("replication",)
+
+
+@pytest.mark.parametrize("value", ["0", "OFF", "no", "false"])
+def test_an_ordinary_connection_may_say_that_it_is_one(value: str) -> None:
+    step = front(Secured.CERTIFIED).receive(StartupMessage(0, {"user": "bob", "replication": value}).encode())
+    assert isinstance(step, Login)
+    assert step.features == ()
 
 
 def test_garbage_is_told_so() -> None:

@@ -20,10 +20,14 @@ class Ssh:
 
 @dataclass(frozen=True, slots=True)
 class DatabaseLogin:
-    """Open a database session as `user` on `database`; an empty database is matched by '*' alone."""
+    """Open a database session as `user` on `database`; an empty database is matched by '*' alone.
+
+    `features` are what it is beyond an ordinary session, such as "replication"; each must be allowed by name.
+    """
 
     user: str
     database: str
+    features: tuple[str, ...] = ()
 
 
 Action = Ssh | DatabaseLogin
@@ -111,6 +115,10 @@ def ask_database(database: Database, action: DatabaseLogin | None) -> Question:
                 lambda conditions: conditions.db_names,
                 action.database,
                 f'access to database "{action.database}" on {place} denied',
+            ),
+            *(
+                Check("db_features", lambda conditions: conditions.db_features, one, f"{one} on {place} denied")
+                for one in action.features
             ),
         )
     return Question(

@@ -185,6 +185,7 @@ class Conditions(_Model):
     db_labels: Selector = {}
     db_users: Patterns = ()
     db_names: Patterns = ()
+    db_features: Texts = ()
     app_labels: Selector = {}
     kubernetes_labels: Selector = {}
     kubernetes_users: Patterns = ()

@@ -71,7 +71,7 @@ HOST_READS: Mapping[str, frozenset[str]] = {
 EMITTED: Mapping[str, tuple[str, ...]] = {
     "node": ("session.", "sftp.", "scp.", "port.", "agent."),
     "db": ("db.",),
-    "proxy": ("session.deny", "db.session.start", "db.session.deny", "db.session.end"),
+    "proxy": ("session.deny", "db.session.start", "db.session.deny", "db.session.end", "db.cancel", "db.cancel.deny"),
 }
 
 

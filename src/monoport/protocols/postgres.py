@@ -11,6 +11,7 @@ PROTOCOL = Description(
         name="postgres",
         alpn=("teleport-postgres",),
         direct_alpn=(ALPN,),
+        direct=True,
         starttls=SSL_REQUEST,
         declined=(GSSENC_REQUEST,),
         cancel=(0, 0, None, None, *SSL_REQUEST[4:7], 0x2E),  # length, then 80877102; protocol 3.2 has longer secrets

@@ -1,7 +1,8 @@
 """The keys by which clients cancel what runs on another connection, as this proxy gave them out.
 
-Belongs here: making, finding and forgetting keys, and the limit on guessing them. What a cancel does is the agent's
-business. A key that is not known and a guess too many are the same to the one who sent it: silence.
+Belongs here: making, finding and forgetting keys, the limit on guessing them and on recording guesses. What a cancel
+does is the agent's business. A key that is not known and a guess too many are the same to the one who sent it:
+silence.
 """
 
 import hmac
@@ -16,6 +17,8 @@ from monoport.access.decide import Permit
 
 GUESSES = 20.0  # unknown keys that one source may send at once: a program that cancels what has just ended
 REFILL = 2.0  # and per second; 2**63 keys then outlast the sun
+EVENTS = 50.0  # wrong keys in a row that each get an audit event: strangers can send them, and events are kept
+EVENTS_REFILL = 1.0  # and per second, from all sources together; those between are counted in the next event
 SOURCES = 4096  # sources remembered; the one heard of longest ago is forgotten first
 
 
@@ -55,6 +58,8 @@ class Cancels:
         self._bytes = random_bytes
         self._live: dict[int, Live] = {}
         self._guesses: OrderedDict[str, tuple[float, float]] = OrderedDict()  # source: (left, at)
+        self._events = (EVENTS, clock())  # left, at
+        self._unrecorded = 0  # wrong keys since the last event
 
     @contextmanager
     def open(self, connection: str, secret_bytes: int) -> Iterator[Live]:
@@ -84,6 +89,17 @@ class Cancels:
             self._charge(source)
             return None
         return live
+
+    def to_record(self) -> int:
+        """Note a wrong key, and return how many an audit event should tell of now: 0 for none."""
+        self._unrecorded += 1
+        left, at = self._events
+        left = min(EVENTS, left + (self._clock() - at) * EVENTS_REFILL)
+        self._events = (left - 1 if left >= 1 else left, self._clock())
+        if left < 1:
+            return 0
+        guesses, self._unrecorded = self._unrecorded, 0
+        return guesses
 
     def _left(self, source: str) -> float:
         left, at = self._guesses.get(source, (GUESSES, self._clock()))

@@ -8,7 +8,7 @@ import asyncio
 import ssl
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
-from typing import Protocol, assert_never
+from typing import Any, Protocol, assert_never
 
 import structlog
 
@@ -166,11 +166,13 @@ class Databases:
     async def _login(self, connection: Connection, front: Front, protocol: Description, login: Login) -> None:
         identity = connection.identity
         assert identity is not None, "fronts let nobody log in without a certificate"
-        who = {"connection": connection.id, "user": str(identity), "source": _source(connection)}
+        who: dict[str, Any] = {"connection": connection.id, "user": str(identity), "source": _source(connection)}
         target = connection.route.target if connection.route is not None else None
         try:
             name, action = wanted(identity, target, protocol, login)
             who |= {"database": name, "protocol": protocol.name, "db_user": action.user, "db_name": action.database}
+            if action.features:
+                who["features"] = list(action.features)
             with self._cancels.open(connection.id, login.secret_bytes) as live:
                 permit, server = await self._dial(connection, protocol, name, action, live)
                 async with server:
@@ -184,7 +186,7 @@ class Databases:
                 _log.error("refusal not recorded", connection=connection.id, reason=str(error))
             await _tell(connection, front, refused.why, str(refused))
 
-    async def _session(self, connection: Connection, server: Stream, login: Login, who: Mapping[str, str]) -> None:
+    async def _session(self, connection: Connection, server: Stream, login: Login, who: Mapping[str, Any]) -> None:
         """Record and relay one session to its end."""
         started = self._now()
         # Before a byte goes on: a session that cannot be recorded does not take place.
@@ -233,6 +235,7 @@ class Databases:
                 database=action.database,
                 process_id=live.key.process_id,
                 secret=live.key.secret,
+                features=action.features,
             )
             try:
                 return decision, await self._tunnels.dial(decision, preface)
@@ -249,6 +252,14 @@ class Databases:
         live = self._cancels.find(request.process_id, request.secret, host)
         if live is None or live.permit is None:
             log.info("cancel ignored", reason="no session has this key")
+            if guesses := self._cancels.to_record():
+                await self._record_cancel(
+                    connection, "db.cancel.deny", reason="no session has this key", guesses=guesses
+                )
+            return
+        if not await self._record_cancel(
+            connection, "db.cancel", user=str(live.permit.identity), database=live.permit.name, session=live.connection
+        ):
             return
         preface = Preface(
             connection=live.connection,
@@ -265,6 +276,15 @@ class Databases:
             log.info("cancel failed", session=live.connection, reason=str(error))
             return
         log.info("cancel passed on", session=live.connection)
+
+    async def _record_cancel(self, connection: Connection, kind: str, **fields: Any) -> bool:
+        """Record what a cancel request came to; whether the audit log took it."""
+        try:
+            await self._audit.emit(kind, connection=connection.id, source=_source(connection), **fields)
+        except Failure as error:
+            _log.error("cancel not recorded", connection=connection.id, reason=str(error))
+            return False
+        return True
 
     def _named(self, name: str) -> list[Database]:
         return [one for one in self._directory.databases() if one.name == name]

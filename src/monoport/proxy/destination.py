@@ -26,7 +26,7 @@ def wanted(identity: Identity, target: str | None, protocol: Description, login:
     if destination is None:
         if not target:
             raise Refused(Why.UNKNOWN, "this certificate names no database: use tsh db login", "no destination")
-        return target, _action(protocol, login.user, login.database)
+        return target, _action(protocol, login, login.user, login.database)
     if target and target != destination.name:
         reason = f'this certificate is for database "{destination.name}", not for "{target}"'
         raise Refused(Why.DENIED, reason, "certificate's destination")
@@ -40,15 +40,16 @@ def wanted(identity: Identity, target: str | None, protocol: Description, login:
         if allowed and asked and allowed != asked:
             reason = f'{what} "{asked}" of "{destination.name}" denied: this certificate is for {what} "{allowed}"'
             raise Refused(Why.DENIED, reason, "certificate's destination")
-    return destination.name, _action(protocol, login.user or destination.user, login.database or destination.database)
+    user, database = login.user or destination.user, login.database or destination.database
+    return destination.name, _action(protocol, login, user, database)
 
 
-def _action(protocol: Description, user: str, database: str) -> DatabaseLogin:
+def _action(protocol: Description, login: Login, user: str, database: str) -> DatabaseLogin:
     if protocol.needs_user and not user:
         raise Refused(Why.DENIED, "neither certificate nor start-up message names a database user", "no user")
     if protocol.needs_database and not database:
         raise Refused(Why.DENIED, "neither certificate nor start-up message names a database", "no database")
-    return DatabaseLogin(user, database)
+    return DatabaseLogin(user, database, login.features)
 
 
 def narrowed_to(identity: Identity | None) -> Destination | None:

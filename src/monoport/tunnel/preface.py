@@ -11,6 +11,7 @@ from typing import Any
 from monoport.wire.frame import FrameError
 
 VERSION = 1
+MAX_FEATURES = 16  # names of what a session is beyond an ordinary one; a protocol has a few
 MAX_FIELD = 4_096  # names and reasons; the certificate alone may fill the rest of a frame
 
 
@@ -28,7 +29,8 @@ class Preface:
 
     `certificate` is the user's X.509 certificate (PEM) or OpenSSH certificate (one line): the proxy vouches only that
     its key was proven. `host_id` is filled in by `Tunnels.dial`. `process_id` and `secret` are the key that the proxy
-    gave its client for cancelling (PostgreSQL protocol, BackendKeyData and CancelRequest).
+    gave its client for cancelling (PostgreSQL protocol, BackendKeyData and CancelRequest). `features` are those of
+    `access.question.DatabaseLogin`.
     """
 
     connection: str
@@ -41,6 +43,7 @@ class Preface:
     database: str = ""
     process_id: int = 0
     secret: bytes = b""
+    features: tuple[str, ...] = ()
     version: int = VERSION
 
 
@@ -65,6 +68,7 @@ def preface_object(preface: Preface) -> dict[str, Any]:
     found: dict[str, Any] = {field.name: getattr(preface, field.name) for field in fields(preface)}
     found["kind"] = preface.kind.value
     found["secret"] = preface.secret.hex()
+    found["features"] = list(preface.features)
     return found
 
 
@@ -97,6 +101,7 @@ def read_preface(obj: Mapping[str, Any]) -> Preface:
         database=_text(obj, "database"),
         process_id=process_id,
         secret=secret,
+        features=_features(obj),
     )
 
 
@@ -127,6 +132,13 @@ def _text(obj: Mapping[str, Any], name: str, *, limit: int = MAX_FIELD, required
     if required and not found:
         raise FrameError(f"{name} is missing")
     return found
+
+
+def _features(obj: Mapping[str, Any]) -> tuple[str, ...]:
+    found = obj.get("features", [])
+    if not isinstance(found, list) or len(found) > MAX_FEATURES:
+        raise FrameError(f"features are not a list of at most {MAX_FEATURES}")
+    return tuple(_text({"feature": each}, "feature", required=True) for each in found)
 
 
 def _shown(value: object) -> str:

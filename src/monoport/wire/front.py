@@ -55,6 +55,7 @@ class Login:
     forward: bytes
     secret_bytes: int = 4  # length of the cancel secret that this client can keep
     parameters: Mapping[str, str] = field(default_factory=dict, hash=False)  # what else it sets for its session
+    features: tuple[str, ...] = ()  # beyond an ordinary session, such as "replication": a role must allow each by name
 
 
 @dataclass(frozen=True, slots=True)

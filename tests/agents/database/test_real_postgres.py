@@ -20,7 +20,7 @@ import pytest
 
 from monoport import protocols
 from monoport.access.claims import Destination
-from monoport.access.resources import Lock
+from monoport.access.resources import Lock, Role
 from monoport.net.listener import Arrival, Limits, Listener
 from monoport.net.relay import relay
 from monoport.net.sockets import connect
@@ -34,7 +34,7 @@ from ...real.postgres import PostgresServer  # noqa: TID252 # tests are no packa
 from .world import PUBLIC, Cluster, User, World, configured, world
 
 SETUP = """
-create role alice login; create role reader login;
+create role alice login; create role reader login; create role keeper login replication;
 create database app owner alice;
 """
 DESTINATION = Destination("db", "orders", "postgres", "alice", "app")
@@ -143,6 +143,61 @@ async def test_new_libpq_with_its_alpn(door: Door) -> None:
     assert prepared["prepared"] == "_pg3_0"
 
 
+async def test_direct_tls_straight_to_the_port(door: Door) -> None:
+    """libpq 17 and later begin with a ClientHello, ALPN `postgresql`, and no SSLRequest before it."""
+    assert psycopg.pq.version() >= 170000
+    for host, destination in ((f"orders.db.{PUBLIC}", None), (PUBLIC, DESTINATION)):
+        user = door.world.cluster.user(destination=destination)
+        dsn = door.dsn(user, host=host, more="sslnegotiation=direct")
+        async with await psycopg.AsyncConnection.connect(dsn) as client:
+            assert await (await client.execute("select current_user")).fetchone() == ("alice",)
+            (live,) = list(door.connections)
+            assert live.route is not None
+            assert live.route.rule == "postgres-direct"
+    assert len(door.world.events("db.session.start")) == 2
+
+
+async def test_direct_tls_without_a_certificate_reaches_nobody(door: Door) -> None:
+    dsn = door.dsn(door.world.cluster.user(), more="sslnegotiation=direct sslcert=/nowhere sslkey=/nowhere")
+    before = door.server.log_text().count("connection received")
+    with pytest.raises(psycopg.OperationalError):
+        await psycopg.AsyncConnection.connect(dsn)
+    assert door.world.tunnels.prefaces == []
+    assert door.server.log_text().count("connection received") == before
+
+
+REPLICA = {"db_labels": "*", "db_users": ["keeper"], "db_names": ["app", "replication"], "db_features": ["replication"]}
+
+
+async def test_replication_where_a_role_allows_it(door: Door, need: Callable[[str], str]) -> None:
+    need("psql")
+    role = Role.model_validate({"metadata": {"name": "access"}, "spec": {"allow": REPLICA}})
+    door.world.directory.roles = {"access": role}
+    user = door.world.cluster.user(users=["keeper"])
+    for value in ("database", "true", "1", "on", "yes"):
+        dsn = door.dsn(user, more=f"user=keeper replication={value}")
+        if value == "database":
+            assert (await psql(door, dsn, "-c", "IDENTIFY_SYSTEM"))[1].rstrip().endswith("|app")
+        else:  # pg_hba.conf of this server lets nobody in for physical replication: the server's own words come back
+            assert "no pg_hba.conf entry for replication connection" in (await psql(door, dsn, "-c", "x"))[2]
+    starts = door.world.events("db.session.start")
+    assert [one["features"] for one in starts] == [["replication"]] * 5
+    assert [one["statement"] for one in door.world.events("db.query")] == ["IDENTIFY_SYSTEM"]
+
+    denied = Role.model_validate(
+        {"metadata": {"name": "access"}, "spec": {"allow": REPLICA, "deny": {"db_features": ["*"]}}}
+    )
+    door.world.directory.roles = {"access": denied}
+    before = door.server.log_text().count("connection received")
+    code, _, err = await psql(door, door.dsn(user, more="user=keeper replication=database"), "-c", "IDENTIFY_SYSTEM")
+    assert code == 2
+    assert 'replication on "orders" denied' in err
+    assert "deny.db_features" not in err, "the client learns only what was refused"
+    assert door.server.log_text().count("connection received") == before
+    (event,) = door.world.events("db.session.deny")
+    assert event["rule"] == "role access: deny.db_features has replication"
+
+
 async def test_protocol_3_2(door: Door) -> None:
     dsn = door.dsn(door.world.cluster.user(), more="max_protocol_version=latest")
     if psycopg.pq.version() < 180000:
@@ -152,7 +207,7 @@ async def test_protocol_3_2(door: Door) -> None:
         assert len(door.world.tunnels.prefaces[0].secret) == 32
 
 
-@pytest.mark.parametrize("more", ["", "max_protocol_version=latest"])
+@pytest.mark.parametrize("more", ["", "max_protocol_version=latest", "sslnegotiation=direct"])
 async def test_cancel_really_cancels(door: Door, more: str) -> None:
     if more and psycopg.pq.version() < 180000:
         pytest.skip("libpq before 18 does not know protocol 3.2")
@@ -229,7 +284,7 @@ async def test_asyncpg_with_prepared_statements_copy_and_pipelines(door: Door) -
         ({"name": "template1"}, 'access to database "template1" on "orders" denied'),
         ({"more": "user=reader"}, 'access to "orders" as database user "reader" denied'),
         ({"host": f"nosuch.db.{PUBLIC}"}, 'database "nosuch" is not known here'),
-        ({"more": "replication=database"}, "replication connections are not allowed"),
+        ({"more": "replication=database"}, 'replication on "orders" denied'),
     ],
 )
 async def test_refusals_in_psqls_own_words(door: Door, change: dict[str, str], says: str) -> None:

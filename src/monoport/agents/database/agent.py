@@ -164,6 +164,7 @@ class Databases:
             process_id=asked.process_id,
             secret=asked.secret,
             record=record,
+            features=asked.features,
         )
         if asked.connection in self._sessions:
             raise dial.DialRefused(dial.DENIED, "this connection has a session already")
@@ -177,7 +178,7 @@ class Databases:
             lease.close()
             del self._sessions[asked.connection]
 
-    async def _authorised(self, asked: Preface) -> tuple[Permit, dict[str, str]]:
+    async def _authorised(self, asked: Preface) -> tuple[Permit, dict[str, Any]]:
         """Decide by the certificate alone what the proxy has decided before. Raises DialRefused."""
         where = {"connection": asked.connection, "source": asked.source}
         now = self._now()
@@ -189,14 +190,15 @@ class Databases:
         except (ValueError, IdentityError) as error:
             await self._audit.emit("db.session.deny", **where, user="", database=asked.target, reason=str(error))
             raise dial.DialRefused(dial.DENIED, f"certificate not accepted: {error}") from error
-        who = where | {
+        who: dict[str, Any] = where | {
             "user": str(identity),
             "database": asked.target,
             "protocol": self._resources[asked.target].spec.protocol,
             "db_user": asked.user,
             "db_name": asked.database,
+            **({"features": list(asked.features)} if asked.features else {}),
         }
-        action = DatabaseLogin(asked.user, asked.database)
+        action = DatabaseLogin(asked.user, asked.database, asked.features)
         resource = self._resources[asked.target]
         decision = authorize(identity, resource, action, self._directory.roles, self._directory.locks, now)
         if isinstance(decision, Denied):

@@ -35,6 +35,7 @@ class Session:
         certificate: the user's verified certificate, PEM.
         process_id, secret: the cancel key that the proxy gives to the client.
         record: takes audit events; the fields that every event has are filled in.
+        features: what the session may be beyond an ordinary one; nothing that is not in here goes to the server.
     """
 
     connection: str
@@ -44,6 +45,7 @@ class Session:
     process_id: int
     secret: bytes = field(repr=False)
     record: Record
+    features: tuple[str, ...] = ()
     on_end: Callable[[str], None] | None = None  # set by the engine while it can be told to end
     ended: str = ""  # why the session must end, once it must
     upstream_key: Any = None  # what the real server wants to see in a cancel request; the engine's own

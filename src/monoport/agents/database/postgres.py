@@ -76,7 +76,7 @@ PARAMETERS = frozenset(
         "work_mem",
     }
 )
-_HANDLED = frozenset({"user", "database", "replication"})  # set by the session itself, or refused by the front
+_HANDLED = frozenset({"user", "database", "replication"})  # set by the session itself
 
 _log = structlog.get_logger()
 
@@ -320,12 +320,14 @@ def _upstream_startup(startup: StartupMessage, session: Session) -> tuple[Startu
     """Return what the real server is told, and the names of protocol options that it is not. Raises ProtocolError."""
     if (startup.user, startup.database) != (session.user, session.database):
         raise ProtocolError("the start-up message names another user or database than the session")
+    if beyond := set(startup.features) - set(session.features):
+        raise ProtocolError(f"the start-up message asks for {', '.join(sorted(beyond))}, which the session is not for")
     kept = {"user": session.user, "database": session.database}
     dropped = []
     for name, value in startup.parameters.items():
         if name.startswith("_pq_."):
             dropped.append(name)
-        elif name.lower() in PARAMETERS:
+        elif name.lower() in PARAMETERS or (name == "replication" and startup.features):
             kept[name] = value
         elif name not in _HANDLED:
             raise ProtocolError(f'parameter "{name}" cannot be set at start-up: use SET')

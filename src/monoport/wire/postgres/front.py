@@ -33,7 +33,6 @@ SQLSTATES = {
     Why.ENDED: "57P01",  # admin_shutdown
     Why.INTERNAL: "XX000",  # internal_error
 }
-_NOT_REPLICATION = frozenset({"false", "off", "no", "0"})  # boolean literals that leave a connection an ordinary one
 
 
 def refusal(why: Why, reason: str) -> bytes:
@@ -106,11 +105,9 @@ class PostgresFront:
         for what, name in (("user", packet.user), ("database", packet.database)):
             if fault := _name_fault(name):
                 return self._close(Why.DENIED, f"{what} name {fault}")
-        if packet.parameters.get("replication", "false").lower() not in _NOT_REPLICATION:
-            return self._close(Why.UNSUPPORTED, "replication connections are not allowed")
         self._done = True
         secret = LONG_SECRET if packet.minor >= 2 else SHORT_SECRET
-        return Login(packet.user, packet.database, raw, secret, packet.settings)
+        return Login(packet.user, packet.database, raw, secret, packet.settings, packet.features)
 
     def _close(self, why: Why, reason: str) -> Closed:
         self._done = True

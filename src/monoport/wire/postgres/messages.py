@@ -25,6 +25,11 @@ GSSENC_REQUEST = bytes.fromhex("0000000804d21630")
 TLS_ACCEPTED = b"S"
 REFUSED = b"N"  # to SSLRequest and to GSSENCRequest: go on without
 
+REPLICATION = "replication"  # the feature that a role must allow for a connection to the server's WAL sender
+# Values that leave a connection an ordinary one: the boolean literals of false, in full. What is not one of these is
+# taken for replication, whatever the server would say to it.
+_NOT_REPLICATION = frozenset({"false", "off", "no", "0"})
+
 _U32 = Struct("!I")
 _TWO = Struct("!II")
 
@@ -76,6 +81,12 @@ class StartupMessage:
     def settings(self) -> dict[str, str]:
         """The parameters beside user and database."""
         return {name: value for name, value in self.parameters.items() if name not in {"user", "database"}}
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        """What it asks for beyond an ordinary session."""
+        replication = self.parameters.get("replication", "false").lower() not in _NOT_REPLICATION
+        return (REPLICATION,) if replication else ()
 
     def encode(self) -> bytes:
         """Return the packet as it goes to a server."""
