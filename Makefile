@@ -6,7 +6,7 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 BIN := .venv/bin
 WORKERS ?= 2
 
-.PHONY: demo test lint types house tests bench soak packages clean
+.PHONY: demo test lint types house tests clients bench soak packages clean
 
 demo: .venv/installed
 	@$(BIN)/monoport demo $(if $(DIR),--dir $(DIR)) $(if $(PORT),--port $(PORT))
@@ -25,6 +25,10 @@ house: .venv/installed
 
 tests: .venv/installed
 	$(BIN)/pytest -n $(WORKERS) --dist loadgroup
+
+# docs/clients.md from a run of the tests that drive clients.
+clients: .venv/installed
+	$(BIN)/pytest -n 0 -m client --clients docs/clients.md tests/real
 
 bench: .venv/installed
 	$(BIN)/python bench/run.py

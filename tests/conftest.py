@@ -36,6 +36,11 @@ PACKAGES = {
 MISSING = "missing tool: "
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--clients FILE`: write the page of the clients that the tests run; see tests/real/clients.py."""
+    parser.addoption("--clients", metavar="FILE", type=Path, help="write docs/clients.md from what the tests see")
+
+
 def find_program(name: str) -> str | None:
     """The path of a program as Debian installs it, also outside the PATH of ordinary users."""
     servers = ":".join(str(folder) for folder in sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True))

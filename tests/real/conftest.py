@@ -11,7 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from . import clients
 from .cluster import Cluster, Person, wait_until
+
+_HEARD = pytest.StashKey[dict[clients.Client, list[str]]]()
 
 
 @pytest.fixture(scope="session")
@@ -66,3 +69,33 @@ def folder(tmp_path: Path) -> Path:
         if parent.stat().st_uid == os.geteuid() and parent != Path("/tmp"):  # stop at the system's own
             parent.chmod(parent.stat().st_mode | 0o011)
     return tmp_path
+
+
+@pytest.fixture(autouse=True)
+def _heard(request: pytest.FixtureRequest) -> Iterator[None]:
+    """With `--clients`: what the client that a test declares sends to the one port."""
+    mark = request.node.get_closest_marker(clients.MARK)
+    if mark is None or request.config.getoption("--clients") is None:
+        yield
+        return
+    client = mark.args[0]
+    ear = clients.Ear(request.getfixturevalue("cluster"))
+    yield
+    heard = request.config.stash.setdefault(_HEARD, {}).setdefault(client, [])
+    heard += [way for way in ear.sent(client) if way not in heard]
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """With `--clients`: write the page, if every client was heard."""
+    path = session.config.getoption("--clients")
+    if path is None:
+        return
+    heard = session.config.stash.get(_HEARD, {})
+    marks = (item.get_closest_marker(clients.MARK) for item in session.items)
+    silent = sorted({mark.args[0].name for mark in marks if mark and mark.args[0] not in heard})
+    if session.testsfailed or silent or not heard:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        says = f"{path} is left as it is; not heard: {', '.join(silent) or 'failed tests'}"
+        session.config.pluginmanager.get_plugin("terminalreporter").write_line("\n" + says, red=True)
+    else:
+        path.write_text(clients.page(heard))

@@ -11,12 +11,16 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import asyncpg
 import psycopg
 import pytest
 
+from .clients import Client, distribution, program
 from .cluster import BIN, Cluster, Person, free_port, wait_until
 from .postgres import PostgresServer
 
+PSQL = program("psql", "--version")
+DIRECT = "straight to the port: `host=pg.db.localhost sslmode=verify-full sslrootcert=… sslcert=… sslkey=…`"
 SETUP = """
 create role alice login; create role reader login; create role mallory login;
 create database app owner alice;
@@ -75,6 +79,7 @@ def direct(cluster: Cluster, person: Person, database: str = "pg", user: str = "
     )
 
 
+@pytest.mark.client(Client("psql", "postgres", "`tsh db connect pg`", PSQL))
 def test_tsh_db_connect_runs_psql(dba: Person, need) -> None:
     need("psql")
     done = dba.tsh(
@@ -98,6 +103,7 @@ def test_tsh_db_connect_runs_psql(dba: Person, need) -> None:
     assert failed.returncode == 3, "the exit status is psql's own"
 
 
+@pytest.mark.client(Client("psycopg", "postgres", "`tsh proxy db -p PORT --tunnel pg`", distribution("psycopg")))
 def test_psycopg_through_the_local_proxy(tunnel: int) -> None:
     with psycopg.connect(f"host=127.0.0.1 port={tunnel} user=alice dbname=app sslmode=disable") as connection:
         rows = connection.execute("select i, repeat('x', 1000) from generate_series(1, %s) i", (5000,)).fetchall()
@@ -106,6 +112,15 @@ def test_psycopg_through_the_local_proxy(tunnel: int) -> None:
         assert ssl_user == ("alice",)
         with connection.cursor().copy("copy (select generate_series(1, 100000)) to stdout") as copy:
             assert sum(1 for _ in copy.rows()) == 100_000
+
+
+@pytest.mark.client(Client("asyncpg", "postgres", "`tsh proxy db -p PORT --tunnel pg`", distribution("asyncpg")))
+async def test_asyncpg_through_the_local_proxy(tunnel: int) -> None:
+    connection = await asyncpg.connect(host="127.0.0.1", port=tunnel, user="alice", database="app", ssl=False)
+    try:
+        assert await connection.fetchval("select current_user || $1", "!") == "alice!"
+    finally:
+        await connection.close()
 
 
 def test_cancel_through_the_local_proxy_really_cancels(tunnel: int) -> None:
@@ -133,6 +148,7 @@ def test_ctrl_c_in_psql_cancels(dba: Person, server: PostgresServer, need) -> No
     assert b"canceling statement due to user request" in seen, seen
 
 
+@pytest.mark.client(Client("psql", "postgres", DIRECT, PSQL))
 def test_plain_psql_straight_to_the_port(cluster: Cluster, dba: Person, need) -> None:
     dba.tsh("db", "login", "pg", "--db-user=alice", "--db-name=app")
     done = dba.run(need("psql"), direct(cluster, dba), "-Atc", "select current_user")
@@ -156,6 +172,7 @@ def test_a_server_can_take_only_certificates_that_were_signed_for_this_database(
         server.set_hba()
 
 
+@pytest.mark.client(Client("psycopg", "postgres", DIRECT, distribution("psycopg")))
 def test_new_libpq_offers_its_alpn_after_sslrequest(cluster: Cluster, dba: Person) -> None:
     assert psycopg.pq.version() >= 170000, "psycopg's own libpq offers ALPN postgresql"
     dba.tsh("db", "login", "pg", "--db-user=alice", "--db-name=app")

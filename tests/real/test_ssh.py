@@ -16,8 +16,11 @@ from pathlib import Path
 
 import pytest
 
+from .clients import Client, program
 from .cluster import BIN, Cluster, Person, wait_until
 
+OPENSSH = program("ssh", "-V")
+CONFIG = "`tsh config >> ~/.ssh/config`, then "
 RFD = ["-o", "ForwardAgent yes", "-o", "ProxyCommand tsh proxy ssh --user=%r %h:%p"]
 
 
@@ -44,6 +47,7 @@ def test_ls_in_every_format(alice: Person) -> None:
     assert "node" in alice.tsh("ls", "--format=yaml").stdout
 
 
+@pytest.mark.client(Client("tsh ssh", "ssh", "`tsh ssh LOGIN@node`", program("tsh", "--version")))
 def test_tsh_ssh_gives_output_and_exit_status(alice: Person, login: str) -> None:
     assert alice.tsh("ssh", f"{login}@node", "id -un").stdout == f"{login}\n"
     done = alice.tsh("ssh", f"{login}@node", "echo out; echo err >&2; exit 7", code=7)
@@ -63,6 +67,11 @@ def test_tsh_ssh_carries_input_through_a_pipe(alice: Person, login: str) -> None
     assert done.stdout == data
 
 
+@pytest.mark.client(
+    Client(
+        "OpenSSH ssh", "ssh", '`ssh -o "ProxyCommand tsh proxy ssh --user=%r %h:%p" LOGIN@node.example.com`', OPENSSH
+    )
+)
 def test_openssh_word_for_word(alice: Person, login: str, need) -> None:
     done = alice.run(need("ssh"), *home(alice), *RFD, f"{login}@node.example.com", "id -un && ssh-add -l", stdin="")
     user, key = done.stdout.splitlines()[:2]
@@ -83,18 +92,39 @@ def test_openssh_finds_the_node_by_every_name(cluster: Cluster, alice: Person, l
         assert alice.run(need("ssh"), *words, code=None).returncode == 0, host
 
 
-def test_tsh_config_serves_ssh_scp_and_sftp(alice: Person, login: str, folder: Path, need) -> None:
-    config = folder / "ssh_config"
-    config.write_text(alice.tsh("config").stdout)
+@pytest.fixture
+def config(alice: Person, folder: Path) -> Path:
+    """What `tsh config` prints, as a file."""
+    path = folder / "ssh_config"
+    path.write_text(alice.tsh("config").stdout)
+    return path
+
+
+BARE = {"SSH_AUTH_SOCK": ""}  # a configuration needs no agent
+
+
+@pytest.mark.client(Client("OpenSSH ssh", "ssh", CONFIG + "`ssh LOGIN@node.example.com`", OPENSSH))
+def test_tsh_config_serves_ssh(alice: Person, login: str, config: Path, need) -> None:
     assert "Host *.example.com" in config.read_text()
-    bare = {"SSH_AUTH_SOCK": ""}
-    assert alice.run(need("ssh"), "-F", config, f"{login}@node.example.com", "echo hello", **bare).stdout == "hello\n"
+    assert alice.run(need("ssh"), "-F", config, f"{login}@node.example.com", "echo hello", **BARE).stdout == "hello\n"
+
+
+@pytest.mark.client(Client("OpenSSH scp", "ssh", CONFIG + "`scp FILE LOGIN@node.example.com:`", OPENSSH))
+def test_tsh_config_serves_scp(alice: Person, login: str, folder: Path, config: Path, need) -> None:
     sent, back = folder / "sent", folder / "back"
     sent.write_bytes(os.urandom(1_500_000))
     remote = f"/tmp/monoport-{os.getpid()}"
-    alice.run(need("scp"), "-F", config, sent, f"{login}@node.example.com:{remote}", **bare)
-    alice.run(need("scp"), "-F", config, f"{login}@node.example.com:{remote}", back, **bare)
+    alice.run(need("scp"), "-F", config, sent, f"{login}@node.example.com:{remote}", **BARE)
+    alice.run(need("scp"), "-F", config, f"{login}@node.example.com:{remote}", back, **BARE)
     assert back.read_bytes() == sent.read_bytes()
+    alice.run(need("ssh"), "-F", config, f"{login}@node.example.com", f"rm {remote}", **BARE)
+
+
+@pytest.mark.client(Client("OpenSSH sftp", "ssh", CONFIG + "`sftp LOGIN@node.example.com`", OPENSSH))
+def test_tsh_config_serves_sftp(alice: Person, login: str, folder: Path, config: Path, need) -> None:
+    sent = folder / "sent"
+    sent.write_bytes(os.urandom(1_500_000))
+    remote = f"/tmp/monoport-{os.getpid()}"
     listing = alice.run(
         need("sftp"),
         "-F",
@@ -102,12 +132,14 @@ def test_tsh_config_serves_ssh_scp_and_sftp(alice: Person, login: str, folder: P
         "-b",
         "-",
         f"{login}@node.example.com",
-        stdin=f"ls -l {remote}\nrm {remote}\n",
-        **bare,
+        stdin=f"put {sent} {remote}\nls -l {remote}\nget {remote} {folder}/back\nrm {remote}\n",
+        **BARE,
     )
     assert remote in listing.stdout
+    assert (folder / "back").read_bytes() == sent.read_bytes()
 
 
+@pytest.mark.client(Client("tsh scp", "ssh", "`tsh scp -r FOLDER LOGIN@node:FOLDER`", program("tsh", "--version")))
 def test_tsh_scp_both_ways_and_folders(alice: Person, login: str, folder: Path) -> None:
     tree = folder / "tree"
     (tree / "inner").mkdir(parents=True)

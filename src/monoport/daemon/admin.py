@@ -105,6 +105,7 @@ def _connection(row: Mapping[str, Any], now: datetime) -> dict[str, Any]:
         "route": leads or row["rule"] or "",
         "sni": row["server_name"] or "",
         "alpn": ",".join(row["alpn"]),
+        "client": row["client"] or "",
         "state": row["state"],
         "age_s": max(0.0, (now - datetime.fromisoformat(row["started"])).total_seconds()),
         "bytes_in": row["bytes_in"],

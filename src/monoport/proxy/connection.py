@@ -52,7 +52,8 @@ class Connection:
     """What is known of one connection; handlers read it, and `tctl conns ls` shows it.
 
     source: address and port. started: seconds since 1970. stream: what the handler speaks over. certificate: the
-    verified one, DER. state: the step it is in. ended: why, if not by its own ends.
+    verified one, DER. state: the step it is in. client: the software that it says it is, where its protocol does (SSH).
+    ended: why, if not by its own ends.
     """
 
     id: str
@@ -65,6 +66,7 @@ class Connection:
     certificate: bytes | None = None
     meter: Meter = field(default_factory=Meter)
     state: str = "routing"
+    client: str = ""
     ended: str = ""
     on_end: Callable[[str], None] | None = None
     _lease: Lease | None = None

@@ -33,8 +33,8 @@ DELAY = 0.05  # seconds
 SHOWN = 256  # characters of a name that a stranger chose
 
 
-# id, source, route, identity, seconds, bytes in and out, and why it ended
-_Over = tuple[str, Source, Route, "Identity | None", float, int, int, str | None]
+# id, source, route, identity, the client's software, seconds, bytes in and out, and why it ended
+_Over = tuple[str, Source, Route, "Identity | None", str, float, int, int, str | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +101,7 @@ class Connections:
                 connection.source,
                 route,
                 connection.identity,
+                connection.client,
                 seconds,
                 meter.bytes_in,
                 meter.bytes_out,
@@ -118,7 +119,7 @@ class Connections:
             self._timer.cancel()
             self._timer = None
         over, self._over = self._over, []
-        for name, source, route, identity, seconds, bytes_in, bytes_out, ended in over:
+        for name, source, route, identity, client, seconds, bytes_in, bytes_out, ended in over:
             self._log.info(
                 "connection",
                 connection=name,
@@ -127,6 +128,7 @@ class Connections:
                 rule=route.rule,
                 sni=_shown(route.server_name),
                 alpn=",".join(_shown(protocol) or "" for protocol in route.alpn) or None,
+                client=_shown(client or None),
                 user=str(identity) if identity is not None else None,
                 seconds=seconds,
                 bytes_in=bytes_in,
@@ -198,6 +200,7 @@ def _live_row(connection: Connection) -> dict[str, Any]:
         "target": route.target if route else None,
         "server_name": _shown(route.server_name) if route else None,
         "alpn": [_shown(name) for name in route.alpn] if route else [],
+        "client": _shown(connection.client or None),
         "user": str(connection.identity) if connection.identity else None,
         "bytes_in": connection.meter.bytes_in,
         "bytes_out": connection.meter.bytes_out,
@@ -219,6 +222,7 @@ def _refusal_row(turned: Turned) -> dict[str, Any]:
         "target": route.target if route else None,
         "server_name": _shown(route.server_name) if route else None,
         "alpn": [_shown(name) for name in route.alpn] if route else [],
+        "client": None,
         "user": turned.user,
         "bytes_in": 0,
         "bytes_out": 0,

@@ -95,6 +95,7 @@ class SshProxy:
             try:
                 async with link.serving(connection.stream, options, _UserLink, owner, connection.source) as made:
                     made.set_keepalive(KEEPALIVE, MISSED)
+                    connection.client = str(made.get_extra_info("client_version", ""))
                     await made.wait_closed()
             except (asyncssh.Error, OSError) as error:
                 connection.ended = connection.ended or f"not signed in: {error}"

@@ -145,6 +145,7 @@ class Node:
         try:
             async with link.serving(stream, options, NodeLink, server, server.source) as made:
                 made.set_keepalive(KEEPALIVE, MISSED)
+                log.info("logged in", client=str(made.get_extra_info("client_version", "")))
                 self.logins += 1
                 self._servers.add(server)
                 await self._while_permitted(node, made, server)
