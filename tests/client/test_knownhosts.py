@@ -38,7 +38,7 @@ def test_the_file_is_made_private_with_one_line(home: Home, cas: Cas, path: Path
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
     kind, key = profile.ssh_host_cas[0].split()[:2]
-    wanted = f"@cert-authority *.example.com,[*.example.com]:* {kind} {key} monoport:example.com\n"
+    wanted = f"@cert-authority *.example.com,[*.example.com]:*,[localhost]:3080 {kind} {key} monoport:example.com\n"
     assert path.read_text() == wanted
 
 

@@ -15,6 +15,7 @@ from . import clients
 from .cluster import Cluster, Person, wait_until
 
 _HEARD = pytest.StashKey[dict[clients.Client, list[str]]]()
+_EAR = pytest.StashKey[clients.Ear]()
 
 
 @pytest.fixture(scope="session")
@@ -79,10 +80,17 @@ def _heard(request: pytest.FixtureRequest) -> Iterator[None]:
         yield
         return
     client = mark.args[0]
-    ear = clients.Ear(request.getfixturevalue("cluster"))
+    ear = request.node.stash[_EAR] = clients.Ear(request.getfixturevalue("cluster"))
     yield
     heard = request.config.stash.setdefault(_HEARD, {}).setdefault(client, [])
     heard += [way for way in ear.sent(client) if way not in heard]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_call(item: pytest.Item) -> None:
+    """With `--clients`: what the fixtures have connected is not the client's."""
+    if _EAR in item.stash:
+        item.stash[_EAR].begin()
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

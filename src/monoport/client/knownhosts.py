@@ -40,8 +40,9 @@ def trust_hosts(home: Home, path: Path, profile: Profile) -> None:
         path: the known_hosts file, made if it is missing.
         profile: whose cluster, and its host CAs (one line for each, while a CA is being replaced).
     """
-    cluster = profile.cluster
-    patterns = f"*.{cluster},[*.{cluster}]:*"
+    cluster, proxy = profile.cluster, profile.proxy
+    # the nodes, and the proxy's own SSH for `ssh -J`: at its port alone, for sshd of that machine has other keys
+    patterns = f"*.{cluster},[*.{cluster}]:*,[{proxy.host}]:{proxy.port}"
     wanted = b"".join(known_hosts_line(line, patterns, MARK + cluster).encode() for line in profile.ssh_host_cas)
     _rewrite(home, path, cluster, wanted)
 

@@ -42,8 +42,21 @@ def ssh_config(home: Home, profile: Profile, environment: Mapping[str, str] = os
         "ProxyCommand": shlex.join(command).replace("%", "%%") + " --user=%r %h:%p",
         **identity_options(home.keys(profile)),
     }
-    lines = [f"# monoport: the nodes of {profile.cluster} through {profile.proxy}", f"Host *.{profile.cluster}"]
-    return "\n".join([*lines, *(f"    {name} {value}" for name, value in options.items())]) + "\n"
+    cluster, proxy = profile.cluster, profile.proxy
+    lines = [
+        f"# monoport: the nodes of {cluster} through {proxy}",
+        f"Host *.{cluster}",
+        *_indented(options),
+        f"# the proxy's own SSH, for ssh -J {proxy}; other ports of that machine are left alone",
+        f'Match originalhost {proxy.host} exec "test %p = {proxy.port}"',
+        *_indented(identity_options(home.keys(profile))),
+        "Match all",  # ends what the lines behind an Include, or below, would else belong to
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _indented(options: Mapping[str, str]) -> list[str]:
+    return [f"    {name} {value}" for name, value in options.items()]
 
 
 def program() -> list[str]:

@@ -35,7 +35,7 @@ KEEPALIVE = 15.0  # seconds between probes of a silent client
 MISSED = 4  # unanswered probes after which it is taken for dead
 HINT = (
     "monoport: this is the proxy, not a node. Connect through it: tsh ssh LOGIN@NODE, or\r\n"
-    'ssh -o "ProxyCommand tsh proxy ssh --user=%r %h:%p" LOGIN@NODE\r\n'
+    'ssh -o "ProxyCommand tsh proxy ssh --user=%r %h:%p" LOGIN@NODE, or ssh -J PROXY:PORT LOGIN@NODE\r\n'
 )
 
 _log = structlog.get_logger()
