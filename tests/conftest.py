@@ -36,6 +36,9 @@ PACKAGES = {
     "curl": "curl",
     "openssl": "openssl",
     "haproxy": "haproxy",
+    "xauth": "xauth",
+    "xdpyinfo": "x11-utils",
+    "Xvfb": "xvfb",
 }
 MISSING = "missing tool: "
 

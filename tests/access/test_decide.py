@@ -22,6 +22,7 @@ from monoport.access.decide import (
     authorize_verb,
     visible,
 )
+from monoport.access.forwarding import Forwarding
 from monoport.access.identity import Destination
 from monoport.access.presets import PRESETS
 
@@ -52,8 +53,8 @@ def test_a_permit_says_who_what_until_when_and_why(make):
     assert permit.until == make.user().expires
     assert permit.rule == "role dev: allow.node_labels matches and allow.logins has root"
     assert permit.options.record_session
-    assert not permit.options.forward_agent
-    assert not permit.options.port_forwarding
+    assert not permit.options.forwarding[Forwarding.AGENT].granted
+    assert not permit.options.forwarding[Forwarding.PORT].granted
 
 
 def test_without_roles_everything_is_denied(make):
@@ -230,12 +231,12 @@ def test_options_come_from_the_roles_that_allow_this_very_access(make):
         both={"allow": {"logins": ["root"], "node_labels": "*"}, "options": {"max_session_ttl": "5m"}},
     )
     prod = ask(make, make.user(roles=("dev", "prod")), roles, labels={"env": "prod"})
-    assert not prod.options.forward_agent
+    assert not prod.options.forwarding[Forwarding.AGENT].granted
     assert not prod.options.record_session
     assert prod.until == make.now + timedelta(minutes=10)
     dev = ask(make, make.user(roles=("dev", "both")), roles, labels={"env": "dev"})
-    assert dev.options.forward_agent
-    assert dev.options.port_forwarding
+    assert dev.options.forwarding[Forwarding.AGENT].granted
+    assert dev.options.forwarding[Forwarding.PORT].granted
     assert dev.options.record_session
     assert dev.until == make.now + timedelta(minutes=5)
 
@@ -329,8 +330,8 @@ def test_the_preset_access_gives_users_their_own_and_no_verbs(make):
     alice = make.user(roles=("access",))
     permit = ask(make, alice, PRESETS)
     assert isinstance(permit, Permit)
-    assert permit.options.forward_agent
-    assert permit.options.port_forwarding
+    assert permit.options.forwarding[Forwarding.AGENT].granted
+    assert permit.options.forwarding[Forwarding.PORT].granted
     assert isinstance(ask_db(make, alice, PRESETS), Permit)
     assert isinstance(ask_db(make, alice, PRESETS, user="owner"), Denied)
     assert isinstance(authorize_verb(alice, "role", "read", PRESETS, (), make.now), Denied)

@@ -317,13 +317,14 @@ def test_ssh_keygen_reads_a_hosts_certificate(cas, tmp_path, need):
     assert rows[at + 1 : at + 4] == ["h1", "web", "web.example.com"]
 
 
-@pytest.mark.parametrize("options", [{}, {"forward_agent": True}, {"port_forwarding": True}])
+@pytest.mark.parametrize("options", [{}, {"forward_agent": True}, {"port_forwarding": True}, {"x11_forwarding": True}])
 def test_asyncssh_reads_the_options_that_roles_grant(cas, options):
     certificate = asyncssh.import_certificate(issue_user_ssh(cas.user, LINE, ALICE, NOW, **options))
     granted = {name for name, value in certificate.options.items() if value}
     expected = {"permit-pty"}
     expected |= {"permit-agent-forwarding"} if options.get("forward_agent") else set()
     expected |= {"permit-port-forwarding"} if options.get("port_forwarding") else set()
+    expected |= {"permit-X11-forwarding"} if options.get("x11_forwarding") else set()
     assert granted == expected
     assert certificate.principals == ["root", "alice"]
 

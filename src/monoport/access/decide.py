@@ -12,6 +12,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Final, Never, final
 
 from monoport.access.claims import Identity, Kind
+from monoport.access.forwarding import Forwarding, Verdict, verdicts
 from monoport.access.locks import lock_for
 from monoport.access.question import Action, DatabaseLogin, Question, Ssh, ask_database, ask_node
 from monoport.access.resources import Database, Lock, Node, Role
@@ -33,10 +34,9 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What a permitted session may do besides; granted by any role that allows this very access, ttl the shortest."""
+    """What a permitted session may do besides, by the roles that allow this very access; ttl the shortest."""
 
-    forward_agent: bool
-    port_forwarding: bool
+    forwarding: Mapping[Forwarding, Verdict]
     record_session: bool
     max_session_ttl: timedelta
 
@@ -303,8 +303,7 @@ def _allowed_by_roles(identity: Identity, question: Question, held: Sequence[Rol
 def _options(roles: Sequence[Role]) -> Options:
     options = [role.spec.options for role in roles]
     return Options(
-        forward_agent=any(one.forward_agent for one in options),
-        port_forwarding=any(one.port_forwarding for one in options),
+        forwarding=verdicts(roles),
         record_session=any(one.record_session for one in options),
         max_session_ttl=min(one.max_session_ttl for one in options),
     )

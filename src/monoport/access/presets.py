@@ -27,7 +27,13 @@ _DOCUMENTS: Final[tuple[dict[str, Any], ...]] = (
                 "kubernetes_users": ["{{internal.kubernetes_users}}"],
                 "kubernetes_groups": ["{{internal.kubernetes_groups}}"],
             },
-            "options": {"forward_agent": True, "port_forwarding": True},
+            "options": {
+                "forward_agent": True,
+                "port_forwarding": True,
+                "remote_port_forwarding": True,
+                "unix_forwarding": True,
+                "remote_unix_forwarding": True,
+            },
         },
     },
     {

@@ -195,11 +195,20 @@ class Conditions(_Model):
 
 
 class RoleOptions(_Model):
-    """How sessions behave that a role allows; whatever is not granted is off."""
+    """How sessions behave that a role allows; whatever is not granted is off.
+
+    What may be forwarded (`access.forwarding` says what each is) has three values: an explicit `false` takes away what
+    another role grants.
+    """
 
     max_session_ttl: Ttl = timedelta(hours=12)
-    forward_agent: bool = False
-    port_forwarding: bool = False
+    forward_agent: bool | None = None
+    port_forwarding: bool | None = None
+    remote_port_forwarding: bool | None = None
+    unix_forwarding: bool | None = None
+    remote_unix_forwarding: bool | None = None
+    permit_x11_forwarding: bool | None = None
+    gateway_ports: bool | None = None
     record_session: bool = True
 
 

@@ -134,6 +134,7 @@ def issue_user_ssh(
     *,
     forward_agent: bool = False,
     port_forwarding: bool = False,
+    x11_forwarding: bool = False,
 ) -> str:
     """Return a user's OpenSSH certificate, one line; without logins it names one that nobody has.
 
@@ -144,6 +145,7 @@ def issue_user_ssh(
         now: UTC.
         forward_agent: add permit-agent-forwarding.
         port_forwarding: add permit-port-forwarding.
+        x11_forwarding: add permit-X11-forwarding.
 
     Raises:
         CertificateError: if CA, key, identity and validity do not fit.
@@ -156,6 +158,8 @@ def issue_user_ssh(
         builder = builder.add_extension(b"permit-agent-forwarding", b"")
     if port_forwarding:
         builder = builder.add_extension(b"permit-port-forwarding", b"")
+    if x11_forwarding:
+        builder = builder.add_extension(b"permit-X11-forwarding", b"")
     return _sign_ssh(ca, builder)
 
 

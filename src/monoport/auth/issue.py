@@ -10,6 +10,7 @@ from typing import Any
 
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from monoport.access.forwarding import Forwarding
 from monoport.access.identity import Identity, Kind
 from monoport.access.resources import Role, User
 from monoport.access.roles import logins_for, session_ttl
@@ -22,6 +23,8 @@ from monoport.auth.refusals import Invalid
 USER_TTL = timedelta(hours=12)  # a working day (design section 7); roles may set another
 HOST_TTL = timedelta(days=7)  # an agent that is off for a week joins again; one that runs renews many times
 SERVER_TTL = timedelta(hours=24)  # of a database server's certificate, if nobody says otherwise
+# what permit-port-forwarding of an OpenSSH certificate stands for; which of them, the node decides by the roles
+_PORTS = (Forwarding.PORT, Forwarding.REMOTE_PORT, Forwarding.UNIX, Forwarding.REMOTE_UNIX)
 MAX_SERVER_TTL = timedelta(days=366)  # database servers are reconfigured by people
 
 
@@ -97,7 +100,8 @@ class Issuer:
                 identity,
                 self._now(),
                 forward_agent=any(one.forward_agent for one in options),
-                port_forwarding=any(one.port_forwarding for one in options),
+                port_forwarding=any(getattr(one, kind) for one in options for kind in _PORTS),
+                x11_forwarding=any(one.permit_x11_forwarding for one in options),
             )
         return UserCertificates(
             certificate=certificates.issue_user(self._authorities.user, public_key, identity, self._now()),

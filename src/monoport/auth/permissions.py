@@ -69,7 +69,7 @@ HOST_READS: Mapping[str, frozenset[str]] = {
 # What hosts may put into the audit log: names of types, and families that end with a dot. A host that could emit
 # other types could invent logins, or sessions of a kind it never sees.
 EMITTED: Mapping[str, tuple[str, ...]] = {
-    "node": ("session.", "sftp.", "scp.", "port.", "agent."),
+    "node": ("session.", "sftp.", "scp.", "port.", "agent.", "x11."),
     "db": ("db.",),
     "proxy": ("session.deny", "db.session.start", "db.session.deny", "db.session.end", "db.cancel", "db.cancel.deny"),
 }

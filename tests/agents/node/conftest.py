@@ -14,6 +14,7 @@ from pathlib import Path
 import asyncssh
 import pytest
 
+from monoport.access.forwarding import Forwarding
 from monoport.access.identity import Identity, Kind
 from monoport.access.resources import Lock, Role, parse_document
 from monoport.access.resources import Node as Listed
@@ -50,7 +51,8 @@ def login() -> Iterator[str]:
         subprocess.run(["userdel", "--force", "--remove", name], check=True, capture_output=True)
 
 
-def role(**options: bool) -> Role:
+def role(**options: bool | None) -> Role:
+    """A role that grants every kind of forwarding but ports for others than this machine; `options` change that."""
     found = parse_document(
         {
             "kind": "role",
@@ -58,7 +60,7 @@ def role(**options: bool) -> Role:
             "metadata": {"name": "access"},
             "spec": {
                 "allow": {"logins": ["{{internal.logins}}"], "node_labels": {"*": "*"}},
-                "options": {"forward_agent": True, "port_forwarding": True} | options,
+                "options": dict.fromkeys(Forwarding, True) | {Forwarding.GATEWAY: None} | options,
             },
         }
     )
@@ -126,7 +128,7 @@ class World:
             principals=logins,
             expires=(datetime.now(UTC) + self.lifetime).replace(microsecond=0),
         )
-        wanted = {"forward_agent": True, "port_forwarding": True} | permissions
+        wanted = {"forward_agent": True, "port_forwarding": True, "x11_forwarding": True} | permissions
         return issue_user_ssh(self.authorities.user, self.user_key.ssh_public, identity, datetime.now(UTC), **wanted)
 
     def preface(self) -> Preface:

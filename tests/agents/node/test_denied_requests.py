@@ -4,28 +4,10 @@ import signal
 
 import asyncssh
 import pytest
-from asyncssh.packet import Boolean, String, UInt32
+from asyncssh.packet import String
 
 from monoport.errors import Failure
 from monoport.tunnel.channel import ChannelSession
-
-
-async def test_x11_is_refused_and_recorded(world):
-    async with world.connected() as client:
-        channel, _ = await client.create_session(asyncssh.SSHClientSession, "cat", encoding=None)
-        asked = (Boolean(False), String("MIT-MAGIC-COOKIE-1"), String("00" * 16), UInt32(0))
-        assert await channel._make_request(b"x11-req", *asked) is False
-    assert [event["what"] for event in world.events("session.deny")] == ["x11"]
-
-
-async def test_remote_forwarding_is_refused_and_recorded(world):
-    async with world.connected() as client:
-        with pytest.raises(asyncssh.ChannelListenError):
-            await client.create_server(lambda *_: ChannelSession(), "127.0.0.1", 0)
-        with pytest.raises(asyncssh.ChannelListenError):
-            await client.create_unix_server(ChannelSession, "/tmp/socket")
-    denied = [(event["what"], event["target"]) for event in world.events("session.deny")]
-    assert denied == [("remote_port", "127.0.0.1:0"), ("remote_port", "/tmp/socket")]
 
 
 async def test_network_devices_and_other_subsystems_are_refused(world):
@@ -73,7 +55,8 @@ async def test_nothing_goes_on_where_it_cannot_be_recorded(world, monkeypatch, e
     assert after.exit_status == 2
 
 
-async def test_a_client_that_asks_on_and_on_is_sent_away(world):
+async def test_a_client_that_asks_on_and_on_is_sent_away(world, make_role):
+    world.roles["access"] = make_role(remote_port_forwarding=None)
     async with world.connected() as client:
         for _ in range(65):
             with pytest.raises((asyncssh.ChannelListenError, asyncssh.DisconnectError)):

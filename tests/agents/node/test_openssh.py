@@ -202,16 +202,6 @@ async def test_the_agent_is_really_forwarded(world, agent):
     assert len(world.events("agent.forward")) == 1
 
 
-async def test_x11_and_remote_forwarding_are_refused_and_recorded(world):
-    async with world.port() as port:
-        options = world.openssh(port)
-        remote = await world.run(
-            "ssh", *options, "-o", "ExitOnForwardFailure=yes", "-R", "0:127.0.0.1:1", "web", "true"
-        )
-    assert remote.status == 255
-    assert [event["what"] for event in world.events("session.deny")] == ["remote_port"]
-
-
 async def test_roles_decide_about_forwarding(world, make_role, agent):
     world.roles["access"] = make_role(port_forwarding=False, forward_agent=False)
     async with world.port() as port:

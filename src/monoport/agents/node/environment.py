@@ -9,6 +9,8 @@ from collections.abc import Mapping
 
 from monoport.agents.node.account import Account
 
+# besides LC_*; as Debian's sshd_config has it. None of them makes a program load or run anything.
+ACCEPTED = frozenset({"LANG", "TERM", "COLORTERM", "NO_COLOR"})
 MAX_VARIABLES = 64  # that a client may set; LANG and LC_* are fourteen
 MAX_LENGTH = 1_024  # characters of one's name or value
 ROOT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -31,10 +33,10 @@ def of(account: Account, source: tuple[str, int]) -> dict[str, str]:
 
 
 def accepted(asked: Mapping[str, str]) -> dict[str, str]:
-    """Return the variables that a client may set: those of its language, as Debian's sshd_config has it."""
+    """Return the variables that a client may set: its language and what its terminal can do; all others are dropped."""
     found: dict[str, str] = {}
     for name, value in asked.items():
-        fits = name == "LANG" or (name.startswith("LC_") and name.replace("_", "").isalnum() and name.isascii())
+        fits = name in ACCEPTED or (name.startswith("LC_") and name.replace("_", "").isalnum() and name.isascii())
         if fits and len(value) <= MAX_LENGTH and len(name) <= MAX_LENGTH and len(found) < MAX_VARIABLES:
             found[name] = value
     return found

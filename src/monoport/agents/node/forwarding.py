@@ -1,136 +1,392 @@
-"""What leaves the node for others: forwarded connections and the user's forwarded agent, opened with the user's rights.
+"""What one connection forwards: to and from the node, its user's agent, X11. Every channel is decided by itself.
 
-Belongs here: asking the `sockets` child. Not here: whether it is allowed (`server`).
+Belongs here: asking for the right, recording, joining a socket to a channel. Not here: opening sockets, which a child
+does with the login user's rights (`opener`), logging in and sessions (`server`, `session`).
 """
 
 from __future__ import annotations
 
-import array
 import asyncio
-import json
-import os
+import ipaddress
 import socket
-from typing import Any
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, assert_never
 
-from monoport.agents.node import child
+import asyncssh
+import structlog
+
+from monoport.access.decide import Denied, Permit
+from monoport.access.forwarding import Forwarding
+from monoport.agents.node import display
 from monoport.agents.node.account import Account
-from monoport.agents.node.process import Child
+from monoport.agents.node.opener import Opener
+from monoport.agents.node.standing import Listener, Record, Standing, address
+from monoport.audit.log import Log
+from monoport.audit.printable import printable
+from monoport.errors import Failure, traced
+from monoport.net.sockets import SocketStream
+from monoport.tunnel import link
+from monoport.tunnel.channel import ChannelSession, join
 
-ANSWER_SECONDS = 25.0  # the child itself gives up a connection after 20
-MAX_ANSWER = 65_536  # bytes; the child's answers are a path or an error
+FORWARDED = 256  # forwarded connections at one time, both ways: a browser behind `ssh -D` opens dozens
+LISTENERS = 32  # of one connection, each of which holds a port or a socket of the node
+DISPLAYS = 10  # of one connection, as many as it may have sessions
+DENIALS = 64  # of one connection, each of which is an event on disk
+UNPRIVILEGED = 1_024  # the first port that is not root's (ip(7)); some systems let anybody have the others
+OPEN_SECONDS = 30.0  # for the client to take a channel that something on the node has asked for
+
+Starter = Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]
+Opened = Callable[[Callable[[], ChannelSession]], Awaitable[object]]
+
+# Of each kind: what events call it, what people do, and the permission that OpenSSH certificates have for it.
+_KINDS = {
+    Forwarding.AGENT: ("agent", "agent forwarding", "agent-forwarding"),
+    Forwarding.PORT: ("port", "port forwarding", "port-forwarding"),
+    Forwarding.REMOTE_PORT: ("remote_port", "remote port forwarding", "port-forwarding"),
+    Forwarding.UNIX: ("unix", "forwarding to Unix sockets", "port-forwarding"),
+    Forwarding.REMOTE_UNIX: ("remote_unix", "forwarding from Unix sockets", "port-forwarding"),
+    Forwarding.X11: ("x11", "X11 forwarding", "X11-forwarding"),
+    Forwarding.GATEWAY: ("remote_port", "listening on other addresses than loopback", "port-forwarding"),
+}
+_ANY = {"": ("0.0.0.0", "::"), "*": ("0.0.0.0", "::"), "localhost": ("127.0.0.1", "::1")}  # noqa: S104  (RFC 4254, 7.1)
 
 
-class Opener:
-    """A child of the login user that opens sockets; it is started by the first wish.
+class Refused(Failure):
+    """Something is not allowed or not possible; the text is for the client."""
 
-    Args: whose rights it has.
+
+@dataclass(frozen=True, slots=True)
+class User:
+    """Who forwards.
+
+    facts: what is known for events. permit: decides anew, for every channel. certified: whether the certificate has a
+    permission, by OpenSSH's name without "permit-".
     """
 
-    def __init__(self, account: Account) -> None:
-        self._account = account
-        self._loop = asyncio.get_running_loop()
-        self._control: socket.socket | None = None
-        self._child: Child | None = None
-        self._open = True
-        self._next = 0
-        self._waiting: dict[int, asyncio.Future[tuple[dict[str, Any], socket.socket | None]]] = {}
+    account: Account
+    facts: Mapping[str, Any]
+    permit: Callable[[], Permit | Denied]
+    certified: Callable[[str], bool]
 
-    async def tcp(self, host: str, port: int) -> socket.socket:
-        """Return a socket connected to host and port; raises OSError."""
-        return (await self._ask(want="tcp", host=host, port=port))[1]
 
-    async def unix(self, path: str) -> socket.socket:
-        """Return a socket connected to a Unix socket; raises OSError."""
-        return (await self._ask(want="unix", path=path))[1]
+class Forwards:
+    """Everything that one logged-in connection forwards.
 
-    async def agent(self) -> tuple[str, socket.socket]:
-        """Return the path of a new socket of the user's own and the socket that listens there; raises OSError."""
-        answer, listening = await self._ask(want="agent")
-        return str(answer["path"]), listening
+    Args: the connection, who it is, where events go, what runs a coroutine beside the connection, and the log.
+    """
 
-    async def _ask(self, **wish: object) -> tuple[dict[str, Any], socket.socket]:
-        if not self._open:
-            raise OSError("the child is gone")
-        control = self._control or self._start()
-        self._next += 1
-        number = self._next
-        answer = self._waiting[number] = self._loop.create_future()
+    def __init__(
+        self,
+        client: link.ServerLink,
+        user: User,
+        audit: Log,
+        start: Starter,
+        log: structlog.typing.FilteringBoundLogger,
+    ) -> None:
+        self._client: link.ServerLink | None = client
+        self._user, self._audit, self._start, self._log = user, audit, start, log
+        self._opener = Opener(user.account)
+        self._room = asyncio.Semaphore(FORWARDED)
+        self._standing: list[Standing] = []
+        self._displays: dict[object, Standing] = {}
+        self._agent: Standing | None = None
+        self._denials = 0
+
+    # the right to do it
+
+    async def _allow(self, kind: Forwarding, target: str) -> str:
+        """Return the rule that allows a kind of forwarding now; raises Refused when it has been recorded."""
+        _name, words, permission = _KINDS[kind]
+        reason = f"{words} is not allowed"
+        decided = self._user.permit()
+        match decided:
+            case Denied(_reason, rule):
+                pass
+            case Permit():
+                verdict = decided.options.forwarding[kind]
+                certified = self._client is not None and self._user.certified(permission)
+                if verdict.granted and certified:
+                    return verdict.rule
+                rule = f"certificate: has no permit-{permission}" if verdict.granted else verdict.rule
+            case _:
+                assert_never(decided)
+        raise await self._refused(kind, reason, rule, target)
+
+    async def _refused(self, kind: Forwarding, reason: str, rule: str, target: str) -> Refused:
+        await self.denied(_KINDS[kind][0], reason, rule=rule, target=target)
+        return Refused(reason)
+
+    async def denied(self, what: str, reason: str, **more: object) -> None:
+        """Record that something was asked for and refused; a client that goes on and on is sent away."""
+        self._denials += 1
+        if self._denials > DENIALS and self._client is not None:
+            reason = self.traced(f"more than {DENIALS} refused requests")
+            self._client.disconnect(asyncssh.DISC_BY_APPLICATION, reason)
+            return
+        self._log.info("refused", what=what, reason=reason, **more)
+        await self._audit.emit("session.deny", **self._user.facts, what=what, reason=reason, **more)
+
+    def traced(self, reason: str) -> str:
+        """A refusal as the client reads it, with the connection's id behind it."""
+        return traced(reason, self._user.facts["connection"])
+
+    def _tell(self, what: str, reason: object) -> None:
+        """Say why a request failed that SSH can only answer with no; `ssh -v` prints it (RFC 4253 section 11.3)."""
+        if self._client is not None:
+            text = printable(f"{what}: {self.traced(str(reason))}")
+            self._client.send_debug(text, always_display=True)
+
+    # to the node: ssh -L, -D, -W
+
+    def to_port(self, host: str, port: int) -> Awaitable[ChannelSession]:
+        """Answer a direct-tcpip channel (RFC 4254 section 7.2)."""
+        return self._to(Forwarding.PORT, address(host, port), lambda: self._opener.tcp(host, port))
+
+    def to_path(self, path: str) -> Awaitable[ChannelSession]:
+        """Answer a direct-streamlocal@openssh.com channel (OpenSSH's PROTOCOL, section 2.4)."""
+        return self._to(Forwarding.UNIX, path, lambda: self._opener.unix(_path(path)))
+
+    async def _to(
+        self, kind: Forwarding, target: str, connect: Callable[[], Awaitable[socket.socket]]
+    ) -> ChannelSession:
         try:
-            async with asyncio.timeout(ANSWER_SECONDS):
-                await self._loop.sock_sendall(control, json.dumps({"id": number, **wish}).encode())
-                said, found = await answer
-        except TimeoutError as error:
-            raise OSError("no answer in time") from error
-        finally:
-            self._waiting.pop(number, None)
-        if found is None:
-            raise OSError(str(said.get("error", "the child is gone")))
-        return said, found
-
-    def _start(self) -> socket.socket:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        account = self._account
-        order = child.Order(
-            "sockets", account.login, account.uid, account.gid, account.home, account.shell, False, None, {}
-        )
-        nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+            rule = await self._allow(kind, target)
+        except Refused as refused:
+            code = asyncssh.OPEN_ADMINISTRATIVELY_PROHIBITED
+            raise asyncssh.ChannelOpenError(code, self.traced(str(refused))) from refused
+        if self._room.locked():
+            reason = self.traced(f"more than {FORWARDED} connections")
+            raise asyncssh.ChannelOpenError(asyncssh.OPEN_RESOURCE_SHORTAGE, reason)
+        await self._room.acquire()
+        record = Record(self._audit, {**self._user.facts, "kind": _KINDS[kind][0], "target": target})
         try:
-            self._child = Child(order, theirs.fileno(), nothing, nothing)
+            await record.begin(rule)
+            found = await connect()
+        except (OSError, ValueError, Failure) as error:
+            self._room.release()
+            await record.end(str(error))
+            raise asyncssh.ChannelOpenError(asyncssh.OPEN_CONNECT_FAILED, self.traced(str(error))) from error
         except BaseException:
-            ours.close()
+            self._room.release()
             raise
-        finally:
-            theirs.close()
-            os.close(nothing)
-        ours.setblocking(False)
-        self._loop.add_reader(ours, self._answered, ours)
-        self._control = ours
-        return ours
+        session = ChannelSession()
+        _ = self._start(self._joined(session, found, record))
+        return session
 
-    def _answered(self, control: socket.socket) -> None:
+    async def _joined(self, session: ChannelSession, found: socket.socket, record: Record) -> None:
         try:
-            data, ancillary, _flags, _address = control.recvmsg(
-                MAX_ANSWER, socket.CMSG_SPACE(4), socket.MSG_CMSG_CLOEXEC
+            await join(session, SocketStream(found), record.meter)
+        finally:
+            self._room.release()
+            await record.end()
+
+    # from the node: ssh -R
+
+    async def from_port(self, host: str, port: int) -> Listener | bool:
+        """Answer a tcpip-forward request (RFC 4254 section 7.1); False: refused, and the client knows why."""
+        target = address(host, port)
+        hosts = _ANY.get(host, (host,))
+        try:
+            rule = await self._allow(Forwarding.REMOTE_PORT, target)
+            if not _on_loopback(hosts):
+                rule += f", {await self._allow(Forwarding.GATEWAY, target)}"
+            if 0 < port < UNPRIVILEGED and self._user.account.uid != 0:
+                reason = f"ports below {UNPRIVILEGED} are root's"
+                raise await self._refused(Forwarding.REMOTE_PORT, reason, "the login is not root", target)
+            self._one_more()
+            await self._audit.emit("port.listen", **self._user.facts, kind="remote_port", target=target, rule=rule)
+            found = await self._opener.listen(hosts, port)
+        except (OSError, ValueError, Failure) as error:
+            self._tell(f"remote forwarding of {target}", error)
+            return False
+        bound = int(found[0].getsockname()[1])
+        standing = Standing(Forwarding.REMOTE_PORT, address(host, bound), found)
+
+        def opened(peer: tuple[str, int]) -> Opened:
+            return lambda factory: self._made().create_connection(
+                factory, host, bound, *peer, window=link.WINDOW, max_pktsize=link.PACKET
             )
-        except BlockingIOError:
+
+        self._stand(standing, opened)
+        return Listener(bound, lambda: self._end(standing))
+
+    async def from_path(self, path: str) -> Listener | bool:
+        """Answer a streamlocal-forward@openssh.com request (OpenSSH's PROTOCOL, section 2.4); False: refused."""
+        try:
+            rule = await self._allow(Forwarding.REMOTE_UNIX, path)
+            self._one_more()
+            await self._audit.emit("port.listen", **self._user.facts, kind="remote_unix", target=path, rule=rule)
+            found = await self._opener.listen_unix(_path(path))
+        except (OSError, ValueError, Failure) as error:
+            self._tell(f"remote forwarding of {path}", error)
+            return False
+        standing = Standing(Forwarding.REMOTE_UNIX, path, [found], path)
+
+        def opened(_peer: tuple[str, int]) -> Opened:
+            return lambda factory: self._made().create_unix_connection(
+                factory, path, window=link.WINDOW, max_pktsize=link.PACKET
+            )
+
+        self._stand(standing, opened)
+        return Listener(0, lambda: self._end(standing))
+
+    def _one_more(self) -> None:
+        if len(self._standing) >= LISTENERS:
+            raise Refused(f"more than {LISTENERS} listeners")
+
+    # the user's agent and displays
+
+    async def agent(self) -> str | None:
+        """Offer the user's agent on a socket of the user's own, once; return its path, None where that is refused."""
+        try:
+            rule = await self._allow(Forwarding.AGENT, "")
+            if self._agent is None:
+                await self._audit.emit("agent.forward", **self._user.facts, rule=rule)
+                path, listening = await self._opener.agent()
+                self._agent = Standing(Forwarding.AGENT, path, [listening], path)
+                self._stand(self._agent, lambda _peer: self._to_agent)
+        except (OSError, Failure) as error:
+            self._log.warning("agent not forwarded", error=str(error))
+            return None
+        return self._agent.path
+
+    async def _to_agent(self, factory: Callable[[], ChannelSession]) -> None:
+        await self._made().create_agent_channel(window=link.WINDOW, max_pktsize=link.PACKET).open(factory)
+
+    async def display(self, channel: object, protocol: bytes, cookie: bytes, screen: int) -> str | None:
+        """Offer the user's display to one session (RFC 4254 section 6.3); return DISPLAY, None where that is refused.
+
+        The cookie is the client's own invention, which it replaces by the real one: that never comes here.
+        """
+        try:
+            rule = await self._allow(Forwarding.X11, "")
+            if not display.fits(protocol, cookie):
+                raise Refused("an authorisation that no display takes")
+            if len(self._displays) >= DISPLAYS:
+                raise Refused(f"more than {DISPLAYS} displays")
+            await self._audit.emit("x11.forward", **self._user.facts, rule=rule)
+            number, path, found = await self._opener.display(protocol.decode("ascii"), cookie)
+        except (OSError, ValueError, Failure) as error:
+            self._tell("X11 forwarding", error)
+            return None
+        name = f"localhost:{number}.{screen}"
+        standing = self._displays[channel] = Standing(Forwarding.X11, name, found, path, name)
+
+        def opened(peer: tuple[str, int]) -> Opened:
+            return lambda factory: self._to_display(factory, peer)
+
+        self._stand(standing, opened)
+        return name
+
+    async def _to_display(self, factory: Callable[[], ChannelSession], peer: tuple[str, int]) -> None:
+        await self._made().create_x11_channel(window=link.WINDOW, max_pktsize=link.PACKET).open(factory, *peer)
+
+    def end_display(self, channel: object) -> None:
+        """A session that may have had a display is over."""
+        standing = self._displays.pop(channel, None)
+        if standing is not None:
+            self._end(standing)
+
+    def environment(self, channel: object) -> dict[str, str]:
+        """What a session's programs must know of what is forwarded to them."""
+        found = {"SSH_AUTH_SOCK": self._agent.path} if self._agent is not None else {}
+        if (standing := self._displays.get(channel)) is not None:
+            found |= {"DISPLAY": standing.name, "XAUTHORITY": standing.path}
+        return found
+
+    # connections that something on the node has made
+
+    def _stand(self, standing: Standing, opened: Callable[[tuple[str, int]], Opened]) -> None:
+        self._standing.append(standing)
+        if self._client is None:  # the connection has gone while the child was asked
+            self._end(standing)
             return
-        except OSError:
-            data, ancillary = b"", []
-        if not data:
-            self.close()
+        for one in standing.sockets:
+            task = self._start(self._accept(standing, one, opened))
+            task.add_done_callback(partial(_closed, one))
+            standing.tasks.append(task)
+
+    async def _accept(
+        self, standing: Standing, listening: socket.socket, opened: Callable[[tuple[str, int]], Opened]
+    ) -> None:
+        loop = asyncio.get_running_loop()
+        listening.setblocking(False)
+        while True:
+            found, peer = await loop.sock_accept(listening)
+            try:
+                await self._room.acquire()
+            except BaseException:
+                found.close()
+                raise
+            origin = (str(peer[0]), int(peer[1])) if isinstance(peer, tuple) else ("", 0)
+            _ = self._start(self._accepted(standing, found, opened(origin), address(*origin) if origin[0] else ""))
+
+    async def _accepted(self, standing: Standing, found: socket.socket, opened: Opened, origin: str) -> None:
+        facts = {**self._user.facts, "kind": _KINDS[standing.kind][0], "target": standing.target, "origin": origin}
+        record = Record(self._audit, facts)
+        session = ChannelSession()
+        near = SocketStream(found)
+        said = ""
+        try:
+            await record.begin(await self._allow(standing.kind, standing.target))
+            async with asyncio.timeout(OPEN_SECONDS):
+                await opened(lambda: session)
+            await join(session, near, record.meter)
+        except Refused:
+            self._end(standing)  # a right that has ended: what listens by it ends too
+        except (asyncssh.ChannelOpenError, TimeoutError) as error:
+            said = str(error) or "the client does not answer"
+            self._log.info("the client does not take a forwarded connection", error=said)
+        finally:
+            near.close()
+            self._room.release()
+            await record.end(said)
+
+    def _made(self) -> link.ServerLink:
+        if self._client is None:
+            raise asyncssh.ChannelOpenError(asyncssh.OPEN_CONNECT_FAILED, "the connection is gone")
+        return self._client
+
+    def _end(self, standing: Standing) -> None:
+        if standing not in self._standing:
             return
-        found = _passed(ancillary)
-        said = json.loads(data)
-        waiting = self._waiting.get(said["id"])
-        if waiting is not None and not waiting.done():
-            waiting.set_result((said, found))
-        elif found is not None:
-            found.close()
+        self._standing.remove(standing)
+        if standing is self._agent:
+            self._agent = None
+        standing.stop()
+        if standing.path:
+            self._opener.remove(standing.path)
+
+    # the end
 
     def close(self) -> None:
-        """Let the child go, which removes what it made; it may be called again."""
-        if self._control is not None:
-            self._loop.remove_reader(self._control)
-            self._control.close()
-            self._control = None
-        for waiting in self._waiting.values():
-            if not waiting.done():
-                waiting.set_result(({}, None))
-        if self._child is not None and self._open:
-            self._open = False
-            self._child.let_go()
+        """The connection is gone: stop listening and let the child go; it may be called again."""
+        self._client = None
+        for standing in self._standing[:]:
+            self._end(standing)
+        self._opener.close()
 
     async def wait_closed(self) -> None:
-        """Wait until the child has removed what it made and ended, for a moment at most."""
-        if self._child is not None:
-            await self._child.gone()
+        """Wait until what was made for the user is gone."""
+        await self._opener.wait_closed()
 
 
-def _passed(ancillary: list[tuple[int, int, bytes]]) -> socket.socket | None:
-    """Return the one descriptor that came beside a message (unix(7), SCM_RIGHTS) as a socket."""
-    for level, kind, data in ancillary:
-        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-            descriptors = array.array("i")
-            descriptors.frombytes(data[: descriptors.itemsize])
-            return socket.socket(fileno=descriptors[0])
-    return None
+def _closed(listening: socket.socket, _task: object) -> None:
+    listening.close()
+
+
+def _on_loopback(hosts: Sequence[str]) -> bool:
+    """Whether these are addresses of this machine for itself; a name is none, whatever it may resolve to."""
+    try:
+        return all(ipaddress.ip_address(host).is_loopback for host in hosts)
+    except ValueError:
+        return False
+
+
+def _path(path: str) -> str:
+    """Return the path of a Unix socket; raises ValueError for names outside the file system: no rights guard those."""
+    if not path or "\0" in path:
+        raise ValueError("not the path of a socket")
+    return path

@@ -1,37 +1,32 @@
 """The SSH server of one connection: who is let in, and which of SSH's many requests are served.
 
-Belongs here: authentication by certificate, the permit, default deny. Not here: what a session or a forwarded
-connection does once it is allowed (`session`, `forwarding`).
+Belongs here: authentication by certificate, the permit, default deny. Not here: what may be forwarded and how
+(`forwarding`), what a session does once it is allowed (`session`).
 """
 
 from __future__ import annotations
 
 import asyncio
-import socket
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, NoReturn, assert_never
+from typing import Any, assert_never
 
 import asyncssh
 import structlog
 
 from monoport.access.decide import Denied, Permit
 from monoport.access.identity import Identity, IdentityError, Kind
-from monoport.agents.node import account, forwarding
+from monoport.agents.node import account
 from monoport.agents.node.account import Account, AccountError
+from monoport.agents.node.forwarding import Forwards, Starter, User
 from monoport.agents.node.session import Host, Session
+from monoport.agents.node.standing import Listener
 from monoport.audit.log import Log
-from monoport.errors import Failure, traced
-from monoport.net.sockets import SocketStream
+from monoport.errors import traced
 from monoport.tunnel import link
-from monoport.tunnel.channel import ChannelSession, join
+from monoport.tunnel.channel import ChannelSession
 
 SESSIONS = 10  # sshd's MaxSessions
-FORWARDED = 256  # forwarded connections at one time: a browser behind `ssh -D` opens dozens
-DENIALS = 64  # of one connection, each of which is an event on disk
-AGENT_CLIENTS = 32  # programs that talk to the forwarded agent at one time
-
-Starter = Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,19 +72,23 @@ class NodeLink(link.ServerLink):
         return super().check_certificate_permission(permission)
 
     def check_certificate_permission(self, permission: str) -> bool:
-        # what is forwarded is decided, and recorded, by the server's own hooks
+        # what is forwarded is decided, and recorded, by `forwarding`
         return permission == "port-forwarding" or super().check_certificate_permission(permission)
 
-    async def create_agent_listener(self) -> bool:
-        return self.server is not None and await self.server.agent_requested()
+    @property
+    def forwards(self) -> Forwards | None:
+        """What this connection forwards, once somebody is logged in."""
+        return self.server.forwards if self.server is not None else None
 
-    def get_agent_path(self) -> str | None:
-        return self.server.host.agent_path if self.server is not None and self.server.host else None
+    async def create_agent_listener(self) -> bool:
+        return self.forwards is not None and await self.forwards.agent() is not None
 
     async def attach_x11_listener(self, chan: Any, auth_proto: bytes, auth_data: bytes, screen: int) -> str | None:
-        if self.server is not None:
-            await self.server.denied("x11", "X11 forwarding is not served")
-        return None
+        return await self.forwards.display(chan, auth_proto, auth_data, screen) if self.forwards is not None else None
+
+    def detach_x11_listener(self, chan: Any) -> None:
+        if self.forwards is not None:
+            self.forwards.end_display(chan)
 
 
 class NodeServer(asyncssh.SSHServer):
@@ -113,9 +112,8 @@ class NodeServer(asyncssh.SSHServer):
         self.source = source
         self._link: NodeLink | None = None
         self._refusals: set[str] = set()  # said once, although clients ask twice for every key
-        self._sessions = self._forwarded = self._denials = 0
-        self._opener: forwarding.Opener | None = None
-        self._accepting: asyncio.Task[None] | None = None
+        self._sessions = 0
+        self.forwards: Forwards | None = None
         self.admission: Admission | None = None
         self.host: Host | None = None
 
@@ -126,10 +124,8 @@ class NodeServer(asyncssh.SSHServer):
         self._link = None
         if self.host is not None:
             self.host.cut = True
-        if self._accepting is not None:
-            self._accepting.cancel()
-        if self._opener is not None:
-            self._opener.close()
+        if self.forwards is not None:
+            self.forwards.close()
 
     @property
     def sessions(self) -> int:
@@ -138,8 +134,8 @@ class NodeServer(asyncssh.SSHServer):
 
     async def wait_closed(self) -> None:
         """Wait until what was opened for the user is gone, after the connection."""
-        if self._opener is not None:
-            await self._opener.wait_closed()
+        if self.forwards is not None:
+            await self.forwards.wait_closed()
 
     # authentication
 
@@ -200,16 +196,30 @@ class NodeServer(asyncssh.SSHServer):
         return traced(reason, self._facts["connection"])
 
     def auth_completed(self) -> None:
-        admission = self.admission
+        admission, made = self.admission, self._link
         assert admission is not None
+        assert made is not None
         self._facts["login"] = admission.account.login
-        self.host = Host(admission.account, self._audit, self._facts, self.source, self._start, self._log)
+        user = User(admission.account, self._facts, self._permit, made.certified)
+        self.forwards = Forwards(made, user, self._audit, self._start, self._log)
+        self.host = Host(
+            admission.account, self._audit, self._facts, self.source, self._start, self._log, self.forwards.environment
+        )
+
+    def _permit(self) -> Permit | Denied:
+        """Decide anew by what is known now: roles change while people are logged in."""
+        assert self.admission is not None
+        return self._gate.authorize(self.admission.identity, self.admission.account.login)
 
     # sessions
 
     def session_requested(self) -> Session | bool:
-        if self.host is None or self._sessions >= SESSIONS:
+        if self.host is None or self.forwards is None or self._sessions >= SESSIONS:
             self._log.info("session refused", limit=SESSIONS)
+            return False
+        decided = self._permit()
+        if isinstance(decided, Denied):
+            _ = self._start(self.forwards.denied("session", decided.reason, rule=decided.rule))
             return False
         self._sessions += 1
         return _Counted(self.host, self._one_session_less)
@@ -221,120 +231,23 @@ class NodeServer(asyncssh.SSHServer):
 
     def connection_requested(
         self, dest_host: str, dest_port: int, orig_host: str, orig_port: int
-    ) -> Awaitable[ChannelSession]:
-        return self._forward(f"{dest_host}:{dest_port}", lambda opener: opener.tcp(dest_host, dest_port))
+    ) -> Awaitable[ChannelSession] | bool:
+        return self.forwards is not None and self.forwards.to_port(dest_host, dest_port)
 
-    def unix_connection_requested(self, dest_path: str) -> Awaitable[ChannelSession]:
-        return self._forward(dest_path, lambda opener: opener.unix(dest_path))
+    def unix_connection_requested(self, dest_path: str) -> Awaitable[ChannelSession] | bool:
+        return self.forwards is not None and self.forwards.to_path(dest_path)
 
-    async def _forward(
-        self, target: str, connect: Callable[[forwarding.Opener], Awaitable[socket.socket]]
-    ) -> ChannelSession:
-        admission, secure = self.admission, self._link
-        if admission is None or secure is None:
-            _prohibit("the connection is closing")
-        if not admission.permit.options.port_forwarding or not secure.certified("port-forwarding"):
-            await self.denied("port", "port forwarding is not allowed", target=target)
-            _prohibit(self._traced("port forwarding is not allowed"))
-        if self._forwarded >= FORWARDED:
-            reason = self._traced(f"more than {FORWARDED} connections")
-            raise asyncssh.ChannelOpenError(asyncssh.OPEN_RESOURCE_SHORTAGE, reason)
-        self._forwarded += 1
-        try:
-            await self._audit.emit("port.forward", **self._facts, target=target)
-            found = await connect(self._open())
-        except (OSError, ValueError, Failure) as error:
-            self._forwarded -= 1
-            raise asyncssh.ChannelOpenError(asyncssh.OPEN_CONNECT_FAILED, self._traced(str(error))) from error
-        except BaseException:
-            self._forwarded -= 1
-            raise
-        session = ChannelSession()
-        _ = self._start(self._joined(session, found))
-        return session
+    def server_requested(self, listen_host: str, listen_port: int) -> Awaitable[Listener | bool] | bool:
+        return self.forwards is not None and self.forwards.from_port(listen_host, listen_port)
 
-    async def _joined(self, session: ChannelSession, found: socket.socket) -> None:
-        try:
-            await join(session, SocketStream(found))
-        finally:
-            self._forwarded -= 1
-
-    def _open(self) -> forwarding.Opener:
-        if self._opener is None:
-            assert self.admission is not None
-            self._opener = forwarding.Opener(self.admission.account)
-        return self._opener
-
-    async def agent_requested(self) -> bool:
-        """Offer the user's agent on a socket of the user's own, where role and certificate allow it."""
-        admission, secure = self.admission, self._link
-        if admission is None or secure is None or self.host is None:
-            return False
-        if not admission.permit.options.forward_agent or not secure.certified("agent-forwarding"):
-            await self.denied("agent", "agent forwarding is not allowed")
-            return False
-        if self.host.agent_path is None:
-            await self._audit.emit("agent.forward", **self._facts)
-            try:
-                path, listening = await self._open().agent()
-            except OSError as error:
-                self._log.error("agent not forwarded", error=str(error))
-                return False
-            listening.setblocking(False)
-            self.host.agent_path = path
-            self._accepting = self._start(self._accept(listening))
-        return True
-
-    async def _accept(self, listening: socket.socket) -> None:
-        loop = asyncio.get_running_loop()
-        room = asyncio.Semaphore(AGENT_CLIENTS)
-        with listening:
-            while self._link is not None:
-                await room.acquire()
-                found, _ = await loop.sock_accept(listening)
-                _ = self._start(self._agent_client(found, room))
-
-    async def _agent_client(self, found: socket.socket, room: asyncio.Semaphore) -> None:
-        session = ChannelSession()
-        near = SocketStream(found)
-        try:
-            if self._link is not None:
-                channel = self._link.create_agent_channel(window=link.WINDOW, max_pktsize=link.PACKET)
-                await channel.open(lambda: session)
-                await join(session, near)
-        except asyncssh.ChannelOpenError as error:
-            self._log.info("the client does not take its agent's connection", error=str(error))
-        finally:
-            near.close()
-            room.release()
-
-    # what is never served
-
-    def server_requested(self, listen_host: str, listen_port: int) -> Awaitable[bool]:
-        return self._no_listener(f"{listen_host}:{listen_port}")
-
-    def unix_server_requested(self, listen_path: str) -> Awaitable[bool]:
-        return self._no_listener(listen_path)
-
-    async def _no_listener(self, target: str) -> bool:
-        await self.denied("remote_port", "remote forwarding is not served", target=target)
-        return False
+    def unix_server_requested(self, listen_path: str) -> Awaitable[Listener | bool] | bool:
+        return self.forwards is not None and self.forwards.from_path(listen_path)
 
     def tun_requested(self, unit: int | None) -> bool:
         return False
 
     def tap_requested(self, unit: int | None) -> bool:
         return False
-
-    async def denied(self, what: str, reason: str, **more: object) -> None:
-        """Record that something was asked for and refused; a client that goes on and on is sent away."""
-        self._denials += 1
-        if self._denials > DENIALS and self._link is not None:
-            reason = self._traced(f"more than {DENIALS} refused requests")
-            self._link.disconnect(asyncssh.DISC_BY_APPLICATION, reason)
-            return
-        self._log.info("refused", what=what, reason=reason, **more)
-        await self._audit.emit("session.deny", **self._facts, what=what, reason=reason, **more)
 
 
 class _Counted(Session):
@@ -347,7 +260,3 @@ class _Counted(Session):
     def connection_lost(self, exc: Exception | None) -> None:
         self._gone()
         super().connection_lost(exc)
-
-
-def _prohibit(reason: str) -> NoReturn:
-    raise asyncssh.ChannelOpenError(asyncssh.OPEN_ADMINISTRATIVELY_PROHIBITED, reason)

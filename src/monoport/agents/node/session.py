@@ -37,8 +37,8 @@ class Host:
     """What the sessions of one connection share.
 
     facts: connection, user, source, login and node, for every event. start: runs a coroutine in the connection's group.
-    agent_path: the forwarded agent's socket, if there is one. cut: the connection is gone. decided: it is known whether
-    that was because the permit has ended.
+    forwarded: what the programs of a session, by its channel, must know of what is forwarded to them. cut: the
+    connection is gone. decided: it is known whether that was because the permit has ended.
     """
 
     account: Account
@@ -47,7 +47,7 @@ class Host:
     source: tuple[str, int]
     start: Callable[[Coroutine[Any, Any, None]], object]
     log: structlog.typing.FilteringBoundLogger
-    agent_path: str | None = None
+    forwarded: Callable[[object], Mapping[str, str]]
     ending: str = ""  # why the permit has ended, once it has
     cut: bool = False
     decided: asyncio.Event = field(default_factory=asyncio.Event)
@@ -306,9 +306,7 @@ class Session(asyncssh.SSHServerSession[bytes]):
         found = environment.of(self._host.account, self._host.source) | environment.accepted(asked)
         if self._term:
             found |= {"TERM": self._term, "SSH_TTY": os.ttyname(self._slave)}
-        if self._host.agent_path:
-            found["SSH_AUTH_SOCK"] = self._host.agent_path
-        return found
+        return found | dict(self._host.forwarded(self._channel))
 
 
 def _widen(pipe: int) -> None:
