@@ -51,7 +51,7 @@ def test_a_permit_says_who_what_until_when_and_why(make):
     assert (permit.identity, permit.kind, permit.name, permit.host_id) == (make.user(), "node", "h1", "h1")
     assert permit.action == Ssh("root")
     assert permit.until == make.user().expires
-    assert permit.rule == "role dev: allow.node_labels matches and allow.logins has root"
+    assert permit.rule == "role dev: allow.node_labels has env=dev and allow.logins has root"
     assert permit.options.record_session
     assert not permit.options.forwarding[Forwarding.AGENT].granted
     assert not permit.options.forwarding[Forwarding.PORT].granted
@@ -59,7 +59,7 @@ def test_a_permit_says_who_what_until_when_and_why(make):
 
 def test_without_roles_everything_is_denied(make):
     answer = ask(make, make.user(roles=()), {})
-    assert answer == Denied('login "root" to node "web" denied', "no role's allow.node_labels matches")
+    assert answer == Denied('login "root" to node "web" denied', "no role allows it: the certificate names no roles")
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,9 @@ def test_labels_and_logins_must_be_allowed_by_the_same_role(make):
     )
     answer = ask(make, make.user(roles=("a", "b")), roles, labels={"env": "prod"})
     assert answer == Denied(
-        'login "root" to node "web" denied', "no role whose allow.node_labels matches has root in allow.logins"
+        'login "root" to node "web" denied',
+        "no role allows root by allow.logins; looked at role a: allow.node_labels has env=dev; "
+        "role b: allow.logins has alice",
     )
     assert isinstance(ask(make, make.user(roles=("a", "b")), roles, login="alice", labels={"env": "prod"}), Permit)
 
@@ -113,11 +115,11 @@ def test_templates_stand_for_the_users_own_traits(make):
     assert isinstance(ask_db(make, make.user(), roles), Permit)
     assert ask_db(make, make.user(), roles, user="owner") == Denied(
         'access to "orders" as database user "owner" denied',
-        "no role whose allow.db_labels matches has owner in allow.db_users",
+        "no role allows owner by allow.db_users; looked at role dev: allow.db_users has {{ internal.db_users }}=reader",
     )
     assert ask_db(make, make.user(), roles, name="payroll") == Denied(
         'access to database "payroll" on "orders" denied',
-        "no role whose allow.db_labels matches and allow.db_users has reader has payroll in allow.db_names",
+        "no role allows payroll by allow.db_names; looked at role dev: allow.db_names has {{internal.db_names}}=shop",
     )
     assert isinstance(ask(make, make.user(traits={}), roles), Denied)
 
@@ -137,12 +139,12 @@ def test_an_empty_database_name_is_matched_by_a_star_alone(make):
 @pytest.mark.parametrize(
     ("deny", "rule", "reason"),
     [
-        ({"db_labels": "*"}, "deny.db_labels matches", 'access to "orders" denied'),
+        ({"db_labels": "*"}, "deny.db_labels has *", 'access to "orders" denied'),
         ({"db_users": ["reader"]}, "deny.db_users has reader", 'access to "orders" as database user "reader" denied'),
-        ({"db_names": ["*"]}, "deny.db_names has shop", 'access to database "shop" on "orders" denied'),
+        ({"db_names": ["*"]}, "deny.db_names has * for shop", 'access to database "shop" on "orders" denied'),
         (
             {"db_users": ["{{internal.db_users}}"]},
-            "deny.db_users has reader",
+            "deny.db_users has {{internal.db_users}} for reader",
             'access to "orders" as database user "reader" denied',
         ),
     ],

@@ -68,6 +68,7 @@ TABLE: list[tuple[str, str, Any, frozenset[str]]] = [
     ("DELETE", "/v1/resources/node/gone", None, MANAGERS),
     ("POST", "/v1/users", {"name": "carol", "roles": ["access"], "password": "long enough"}, MANAGERS),
     ("POST", "/v1/users/alice/reset", {"password": "long enough"}, MANAGERS),
+    ("POST", "/v1/users/alice/update", {"traits": {"team": ["red"]}}, MANAGERS),
     ("GET", "/v1/tokens", None, MANAGERS),
     ("POST", "/v1/tokens", {"types": ["node"]}, MANAGERS),
     ("POST", "/v1/tokens/remove", {"token": "gone"}, MANAGERS),
@@ -147,7 +148,7 @@ def pattern(path):
     if parts[2] == "resources" and len(parts) > 3:
         return "/".join(["", "v1", "resources", "{kind}", *(["{name}"] if len(parts) > 4 else [])])
     if parts[2] == "users" and len(parts) > 3:
-        return "/v1/users/{name}/reset"
+        return "/v1/users/{name}/" + path.rpartition("/")[2]
     return path
 
 

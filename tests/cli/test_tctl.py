@@ -92,7 +92,15 @@ async def test_status_shows_the_cluster_and_its_pin(call, service):
 
 async def test_users_come_and_go(call):
     out = await call(
-        *("users", "add", "alice", "--roles=access,auditor", "--logins=root, alice", "--db-users=app", "--db-names=*"),
+        *(
+            "users",
+            "add",
+            "alice",
+            "--roles=access,auditor",
+            "--logins=root, alice",
+            "--db-users=app",
+            "--db-names=shop",
+        ),
         "--password-stdin",
         stdin=PASSWORD + "\n",
     )
@@ -101,7 +109,7 @@ async def test_users_come_and_go(call):
         {
             "name": "alice",
             "roles": ["access", "auditor"],
-            "traits": {"logins": ["root", "alice"], "db_users": ["app"], "db_names": ["*"]},
+            "traits": {"logins": ["root", "alice"], "db_users": ["app"], "db_names": ["shop"]},
         }
     ]
     assert "alice" in await call("users", "ls")
@@ -352,7 +360,12 @@ async def daemon(configuration):
         asked.append(await request.json())
         if asked[-1]["sni"] == "bad":
             return JSONResponse({"error": {"code": "failed", "message": "no such name"}}, 400)
-        return JSONResponse({"outcome": "ssh", "steps": [{"rule": "r", "verdict": "won", "why": "because"}]})
+        answered = {"outcome": "ssh", "steps": [{"rule": "r", "verdict": "won", "why": "because"}]}
+        if "aim" in asked[-1]:
+            locks = {"rule": "locks", "verdict": "no match", "why": "none"}
+            decision = {"rule": "decision", "verdict": "denied", "why": "no role allows it"}
+            answered["access"] = [locks, decision]
+        return JSONResponse(answered)
 
     paths = [Route("/conns", conns), Route("/routes", routes), Route("/explain", explain, methods=["POST"])]
     app = Starlette(routes=paths)
@@ -374,7 +387,7 @@ async def daemon(configuration):
     listening.close()
 
 
-async def test_the_daemon_tells_of_connections_and_routes(configuration, daemon, tmp_path):
+async def test_the_daemon_tells_of_connections_and_routes(configuration, service, daemon, tmp_path):
     call = Tctl(configuration)
     assert await call.json("conns", "ls") == [CONNECTION]
     text = await call("conns", "ls")
@@ -387,10 +400,62 @@ async def test_the_daemon_tells_of_connections_and_routes(configuration, daemon,
     text = await call("route", "explain", "--sni=a.b", "--alpn=h2,http/1.1", f"--cert={certificate}")
     assert text.startswith("ssh\n")
     assert "because" in text
-    await call("route", "explain", "--user=alice", "--format=json")
-    assert daemon == [
-        {"sni": "a.b", "alpn": ["h2", "http/1.1"], "certificate": "PEM"},
-        {"sni": "", "alpn": [], "user": "alice"},
-    ]
+    assert daemon == [{"sni": "a.b", "alpn": ["h2", "http/1.1"], "certificate": "PEM"}]
     assert await call("route", "explain", "--sni=bad", code=1) == "tctl: no such name\n"
     assert "not both" in await call("route", "explain", "--user=a", f"--cert={certificate}", code=1)
+
+
+async def test_who_may_reach_what_is_asked_of_the_daemon(configuration, service, daemon, tmp_path):
+    call = Tctl(configuration)
+    await call("users", "add", "alice", "--logins=root", "--password-stdin", stdin=PASSWORD)
+    (document,) = await call.json("get", "user/alice")
+    text = await call("route", "explain", "--user=alice", "--node=web", "--login=root")
+    assert text.split("\n\n")[1:] == [
+        "Rule  Verdict  Why\nr     won      because",
+        "denied: no role allows it",
+        "Rule   Verdict   Why\nlocks  no match  none\n",
+    ]
+    await call("route", "explain", "--user=alice", "--db=orders", "--db-user=u", "--db-name=d", "--format=json")
+    assert [question["aim"] for question in daemon] == [
+        {"node": "web", "login": "root"},
+        {"db": "orders", "db_user": "u", "db_name": "d"},
+    ]
+    assert [question["user"] for question in daemon] == [document, document]
+    assert await call("route", "explain", "--user=nix", code=1) == "tctl: no user/nix\n"
+    for words, said in (
+        (("--user=alice", "--node=a", "--db=b"), "expected one of --node"),
+        (("--user=alice", "--login=a"), "expected one of --node"),
+        (("--user=alice", "--db=a"), "--db goes with --db-user and --db-name"),
+        (("--user=alice", "--db=a", "--db-user=u", "--db-name=d", "--login=x"), "without --login"),
+        (("--user=alice", "--node=a", "--db-user=u"), "--node goes with --login"),
+        (("--node=a",), "whose access?"),
+    ):
+        assert said in await call("route", "explain", *words, code=1)
+    assert len(daemon) == 2
+
+
+async def test_users_are_changed(call):
+    await call("users", "add", "alice", "--logins=root", "--traits=team=red,blue", "--password-stdin", stdin=PASSWORD)
+    out = await call("users", "update", "alice", "--set-logins=root,alice", "--set-traits", "site=eu")
+    assert out == "user alice changed; it counts from the next tsh login on\n"
+    out = await call(
+        "users", "update", "alice", "--set-roles=access,auditor", "--set-traits=team=", "--set-db-users=app"
+    )
+    assert out == "user alice changed; sessions end now, and the user has to sign in again\n"
+    traits = {"logins": ["root", "alice"], "site": ["eu"], "db_users": ["app"]}
+    assert await call.json("users", "ls") == [{"name": "alice", "roles": ["access", "auditor"], "traits": traits}]
+    assert "db_users=app logins=root,alice site=eu" in await call("users", "ls")
+    assert (await call.json("get", "user/alice"))[0]["spec"]["traits"] == traits
+    for words, said in (
+        ((), "nothing to change: expected --set-roles"),
+        (("--set-roles=",), "--set-roles names no role"),
+        (("--set-roles=nix",), "no role nix"),
+        (("--set-traits=team",), "'team': expected KEY=V1,V2"),
+        (("--set-traits==a",), "expected KEY=V1,V2"),
+        (("--set-traits=a=1", "--set-traits=a=2"), "the trait a is set twice"),
+        (("--set-logins=a", "--set-traits=logins=b"), "the trait logins is set twice"),
+        (("--set-db-users=*",), "'*' is no value"),
+    ):
+        line = await call("users", "update", "alice", *words, code=1)
+        assert said in line, words
+    assert "no user" in await call("users", "update", "bob", "--set-roles=access", code=1)

@@ -12,11 +12,12 @@ from datetime import UTC, datetime, timedelta
 from typing import Final, Never, final
 
 from monoport.access.claims import Identity, Kind
+from monoport.access.findings import look, why_none
 from monoport.access.forwarding import Forwarding, Verdict, verdicts
 from monoport.access.locks import lock_for
 from monoport.access.question import Action, DatabaseLogin, Question, Ssh, ask_database, ask_node
 from monoport.access.resources import Database, Lock, Node, Role
-from monoport.access.roles import labels_match, names_match, rule_matches
+from monoport.access.roles import rule_matches
 
 __all__ = [
     "Action",
@@ -202,11 +203,9 @@ class _Grant:
 def _decide(
     identity: Identity, question: Question, roles: Mapping[str, Role], locks: Sequence[Lock], now: datetime
 ) -> _Grant | Denied:
-    rule = _refused_by_certificate(identity, question, now) or _refused_by_lock(
-        identity, locks, now, question.nodes, question.login
-    )
-    if rule is not None:
-        return Denied(question.reason, rule)
+    refused = _refused(identity, question, locks, now)
+    if refused is not None:
+        return refused
     held = _held(identity, roles)
     if isinstance(held, str):
         return Denied(question.reason, held)
@@ -216,19 +215,36 @@ def _decide(
 def _decide_any_login(
     identity: Identity, node: Node, roles: Mapping[str, Role], locks: Sequence[Lock], now: datetime
 ) -> _Grant | Denied:
-    answer: _Grant | Denied = Denied(ask_node(node, None).reason, "certificate: names no logins")
+    general = ask_node(node, None)
+    refused = _refused(identity, general, locks, now)
+    if refused is not None:
+        return refused
+    rule = "certificate: names no logins"
     for login in identity.principals:
         answer = _decide(identity, ask_node(node, login), roles, locks, now)
         if isinstance(answer, _Grant):
             return answer
-    return Denied(ask_node(node, None).reason, answer.rule)
+        rule = answer.rule
+    return Denied(general.reason, rule)
+
+
+def _refused(identity: Identity, question: Question, locks: Sequence[Lock], now: datetime) -> Denied | None:
+    rule = _refused_by_certificate(identity, question, now)
+    if rule is not None:
+        return Denied(question.reason, rule)
+    lock = lock_for(identity, locks, now, nodes=question.nodes, login=question.login)
+    if lock is None:
+        return None
+    # Who can help themselves is told how; it says nothing about what is refused.
+    again = "; your rights were changed: sign in again with tsh login" if lock.passes else ""
+    return Denied(question.reason + again, f"lock {lock.name}: {lock.spec.target}")
 
 
 def _refused_verbs(identity: Identity, locks: Sequence[Lock], now: datetime) -> str | None:
     if now >= identity.expires:
         return "certificate: expired"
-    if (rule := _refused_by_lock(identity, locks, now, (), None)) is not None:
-        return rule
+    if (lock := lock_for(identity, locks, now)) is not None:
+        return f"lock {lock.name}: {lock.spec.target}"
     if identity.destination is not None or identity.usage:
         return "certificate: narrowed to another use"
     if identity.kind is Kind.HOST and "admin" not in identity.roles:
@@ -257,13 +273,6 @@ def _refused_by_certificate(identity: Identity, question: Question, now: datetim
     return None
 
 
-def _refused_by_lock(
-    identity: Identity, locks: Sequence[Lock], now: datetime, nodes: Sequence[str], login: str | None
-) -> str | None:
-    lock = lock_for(identity, locks, now, nodes=nodes, login=login)
-    return None if lock is None else f"lock {lock.name}: {lock.spec.target}"
-
-
 def _held(identity: Identity, roles: Mapping[str, Role]) -> tuple[Role, ...] | str:
     """Return the identity's roles, or why they do not count: a role that is not there may have denied."""
     missing = [name for name in identity.roles if name not in roles]
@@ -274,30 +283,22 @@ def _held(identity: Identity, roles: Mapping[str, Role]) -> tuple[Role, ...] | s
 
 def _denied_by_roles(identity: Identity, question: Question, held: Sequence[Role]) -> Denied | None:
     for role in held:
-        deny = role.spec.deny
-        if labels_match(question.selector(deny), question.labels):
-            return Denied(question.reason, f"role {role.name}: deny.{question.selector_field} matches")
-        for check in question.checks:
-            if names_match(check.patterns(deny), check.wanted, identity.traits):
-                return Denied(check.reason, f"role {role.name}: deny.{check.field} has {check.wanted}")
+        for finding in look(role, "deny", question, identity.traits):
+            if finding.matched is not None:
+                return Denied(finding.reason, f"role {role.name}: {finding.rule}")
     return None
 
 
 def _allowed_by_roles(identity: Identity, question: Question, held: Sequence[Role]) -> _Grant | Denied:
-    candidates = [role for role in held if labels_match(question.selector(role.spec.allow), question.labels)]
-    if not candidates:
-        return Denied(question.reason, f"no role's allow.{question.selector_field} matches")
-    rules = [f"allow.{question.selector_field} matches"]
-    for check in question.checks:
-        candidates = [
-            role for role in candidates if names_match(check.patterns(role.spec.allow), check.wanted, identity.traits)
-        ]
-        if not candidates:
-            return Denied(
-                check.reason, f"no role whose {' and '.join(rules)} has {check.wanted} in allow.{check.field}"
-            )
-        rules.append(f"allow.{check.field} has {check.wanted}")
-    return _Grant(tuple(candidates), f"role {candidates[0].name}: {' and '.join(rules)}")
+    rows = [look(role, "allow", question, identity.traits) for role in held]
+    reasons = (question.reason, *(check.reason for check in question.checks))
+    for stage, reason in enumerate(reasons):
+        if not any(all(finding.matched is not None for finding in row[: stage + 1]) for row in rows):
+            return Denied(reason, why_none(rows, stage))
+    granting = [row for row in rows if all(finding.matched is not None for finding in row)]
+    first = granting[0]
+    rule = f"role {first[0].role.name}: {' and '.join(finding.rule for finding in first)}"
+    return _Grant(tuple(row[0].role for row in granting), rule)
 
 
 def _options(roles: Sequence[Role]) -> Options:

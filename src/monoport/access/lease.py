@@ -92,4 +92,6 @@ def _why_end(lease: Lease, now: datetime, locks: list[Lock]) -> str:
     if now >= lease.until:
         return "certificate expired" if now >= lease.identity.expires else "session reached its longest time"
     lock = lock_for(lease.identity, locks, now, nodes=lease.nodes, login=lease.login)
-    return "" if lock is None else f"locked: {lock.spec.target}"
+    if lock is None:
+        return ""
+    return f"{lock.spec.target} was changed: sign in again" if lock.passes else f"locked: {lock.spec.target}"

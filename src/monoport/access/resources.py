@@ -36,7 +36,12 @@ API_KINDS: Final = (
 )
 TOKEN_TYPES: Final = ("node", "db", "app", "kube", "trusted_cluster", "proxy", "auth")
 TRAITS: Final = ("logins", "db_users", "db_names", "kubernetes_users", "kubernetes_groups")
-TEMPLATE: Final = re.compile(r"\{\{\s*internal\.([a-z_]+)\s*\}\}", re.ASCII)
+TRAIT: Final = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,62}", re.ASCII)  # the name of a trait; TRAITS are monoport's own
+# Text, one template, text: a second template in one entry would multiply what a role holds.
+TEMPLATE: Final = re.compile(
+    r"(?P<before>[^{}]*)\{\{\s*(?P<space>internal|external)\.(?P<trait>[A-Za-z0-9_.-]+)\s*\}\}(?P<after>[^{}]*)",
+    re.ASCII,
+)
 
 DNS_LABEL: Final = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?", re.ASCII)
 _RESERVED: Final = frozenset({"kube", "db"})
@@ -73,11 +78,18 @@ def _no_template(value: str) -> str:
 
 
 def _template(value: str) -> str:
-    if "{{" not in value:
+    if "{{" not in value and "}}" not in value:
         return value
     found = TEMPLATE.fullmatch(value)
-    if found is None or found[1] not in TRAITS:
-        raise ValueError(f"expected one of {', '.join(f'{{{{internal.{trait}}}}}' for trait in TRAITS)}")
+    own = f"one of {', '.join(f'{{{{internal.{trait}}}}}' for trait in TRAITS)}"
+    if found is None:
+        raise ValueError(f"expected {own}, or {{{{external.NAME}}}}, once, with or without text around it")
+    if (found["space"] == "internal") is not (found["trait"] in TRAITS):
+        raise ValueError(f"expected {own}; other traits are {{{{external.NAME}}}}")
+    if not TRAIT.fullmatch(found["trait"]):
+        raise ValueError(
+            f"{found['trait']!a} is no name of a trait: expected letters, digits and . _ -, a letter first"
+        )
     return value
 
 
@@ -120,7 +132,7 @@ Pattern = Annotated[Text, AfterValidator(_template)]
 Patterns = Annotated[tuple[Pattern, ...], Field(max_length=MAX_LIST), BeforeValidator(_sequence)]
 Labels = Annotated[dict[Plain, Plain], Field(max_length=MAX_LIST)]
 Selector = Annotated[
-    dict[Plain, Annotated[tuple[Plain, ...], Field(max_length=MAX_LIST, min_length=1), BeforeValidator(_sequence)]],
+    dict[Plain, Annotated[tuple[Pattern, ...], Field(max_length=MAX_LIST, min_length=1), BeforeValidator(_sequence)]],
     Field(max_length=MAX_LIST),
     BeforeValidator(_selectors),
     AfterValidator(_star_alone),
@@ -302,6 +314,11 @@ class Lock(_Document):
 
     kind: Literal["lock"] = "lock"
     spec: LockSpec
+
+    @property
+    def passes(self) -> bool:
+        """Whether signing in again is enough: only what was issued before an instant is locked."""
+        return self.spec.issued_before is not None
 
     def in_force(self, now: datetime) -> bool:
         """Tell whether the lock holds at `now`, UTC; with two expiries, the earlier counts."""

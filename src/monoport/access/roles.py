@@ -1,11 +1,15 @@
 """Role evaluation: which labels, logins, users and names a role's conditions match.
 
 Belongs here: matching and template expansion. Does not: combining roles into a decision (decide.py).
+
+'*' matches everything only where a role spells it. What a trait brings is a value, never a wildcard or a template
+again: traits come from people and, one day, from elsewhere, and whoever can set one must not thereby reach everything.
+In `deny` doubt goes the other way: a template that has no value, or the value '*', denies everything.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 from typing import Final
 
@@ -16,26 +20,76 @@ ANY: Final = "*"
 Traits = Mapping[str, Sequence[str]]
 
 
-def labels_match(selector: Mapping[str, Sequence[str]], labels: Mapping[str, str]) -> bool:
-    """Tell whether every selected label is there with one of its values; an empty selector matches nothing."""
-    return bool(selector) and all(
-        key == ANY or (key in labels and (ANY in values or labels[key] in values)) for key, values in selector.items()
-    )
+def expand(pattern: str, traits: Traits) -> tuple[str, ...] | None:
+    """Return the values that a template stands for, none if its trait is missing; None for what is no template."""
+    template = TEMPLATE.fullmatch(pattern)
+    if template is None:
+        return None
+    values = traits.get(template["trait"], ())
+    return tuple(f"{template['before']}{value}{template['after']}" for value in values)
 
 
-def expand(patterns: Iterable[str], traits: Traits) -> Iterator[str]:
-    """Yield `patterns` with each template replaced by the values of its trait, none if there are none."""
+def matching_name(patterns: Iterable[str], name: str, traits: Traits, *, deny: bool = False) -> str | None:
+    """Return the first of `patterns` that matches `name`: the name itself, '*', or a template with such a value.
+
+    Args:
+        patterns: as a role lists them.
+        name: what is wanted.
+        traits: of the identity, for templates.
+        deny: whether the patterns deny: templates without a value, and those that bring '*', then match everything.
+    """
     for pattern in patterns:
-        template = TEMPLATE.fullmatch(pattern)
-        if template is None:
-            yield pattern
-        else:
-            yield from traits.get(template[1], ())
+        values = expand(pattern, traits)
+        if values is None:
+            if pattern in (ANY, name):
+                return pattern
+        elif name in values or (deny and _unsure(pattern, traits)):
+            return pattern
+    return None
 
 
-def names_match(patterns: Iterable[str], name: str, traits: Traits) -> bool:
-    """Tell whether `name` is among `patterns` exactly, or they hold '*'."""
-    return any(one in (ANY, name) for one in expand(patterns, traits))
+def _unsure(pattern: str, traits: Traits) -> bool:
+    template = TEMPLATE.fullmatch(pattern)
+    assert template is not None
+    values = traits.get(template["trait"], ())
+    return not values or ANY in values
+
+
+def matching_labels(
+    selector: Mapping[str, Sequence[str]], labels: Mapping[str, str], traits: Traits, *, deny: bool = False
+) -> str | None:
+    """Return how `selector` matches: every selected label is there with one of its values; an empty one never does.
+
+    Returns:
+        The selector as text, such as "env=dev,team={{external.team}}", or None.
+    """
+    matched: list[str] = []
+    for key, values in selector.items():
+        if key == ANY:
+            matched.append(ANY)
+            continue
+        found = matching_name(values, labels[key], traits, deny=deny) if key in labels else None
+        if found is None:
+            return None
+        matched.append(f"{key}={found}")
+    return ",".join(matched) or None
+
+
+def shown_names(patterns: Iterable[str], traits: Traits) -> str:
+    """Return a role's list as text, each template with what it stands for: "root {{internal.logins}}=alice"."""
+    return " ".join(_shown(one, traits) for one in patterns) or "nothing"
+
+
+def shown_labels(selector: Mapping[str, Sequence[str]], traits: Traits) -> str:
+    """Return a role's selector as text: "env=dev|test team={{external.team}}=red"."""
+    parts = (ANY if key == ANY else f"{key}={'|'.join(_shown(one, traits) for one in values)}"
+             for key, values in selector.items())  # fmt: skip
+    return " ".join(parts) or "nothing"
+
+
+def _shown(pattern: str, traits: Traits) -> str:
+    values = expand(pattern, traits)
+    return pattern if values is None else f"{pattern}={','.join(values) or 'nothing'}"
 
 
 def rule_matches(rules: Iterable[Rule], kind: str, verb: str) -> bool:
@@ -52,14 +106,19 @@ def logins_for(roles: Iterable[Role], traits: Traits) -> tuple[str, ...]:
     '*' stands for the user's own `logins` trait: a certificate cannot list every login there is.
     """
     roles = tuple(roles)
-    own = tuple(traits.get("logins", ()))
-    allowed = {login for role in roles for one in expand(role.spec.allow.logins, traits)
-               for login in (own if one == ANY else (one,))}  # fmt: skip
+    allowed: set[str] = set()
+    for role in roles:
+        for pattern in role.spec.allow.logins:
+            values = expand(pattern, traits)
+            if values is None:
+                values = tuple(traits.get("logins", ())) if pattern == ANY else (pattern,)
+            allowed.update(values)
     return tuple(
         sorted(
             login
             for login in allowed
-            if login != ANY and not any(names_match(role.spec.deny.logins, login, traits) for role in roles)
+            if login != ANY
+            and all(matching_name(one.spec.deny.logins, login, traits, deny=True) is None for one in roles)
         )
     )
 

@@ -23,13 +23,13 @@ from monoport.access.resources import (
     Token,
     TokenSpec,
     User,
-    UserSpec,
 )
 from monoport.auth import messages
 from monoport.auth.permissions import require_current, require_verb
 from monoport.auth.refusals import Conflict, Forbidden, Invalid, NotFound
 from monoport.auth.service import Service
 from monoport.auth.tokens import JoinToken
+from monoport.auth.userchanges import UserChanges, as_user
 
 LISTED = frozenset({"node", "db"})  # kinds that users see part of without a rule: what their roles let them reach
 
@@ -47,6 +47,7 @@ class Administration:
     def __init__(self, service: Service) -> None:
         self._service = service
         self._parts = service.parts
+        self._changes = UserChanges(service.parts)
 
     # --- resources
 
@@ -131,11 +132,10 @@ class Administration:
                     await self._parts.resources.create(resource, resource.metadata.expires)
             case User():
                 _check_user_name(resource.name)
-                await self._require_roles(resource)
-                if force:
-                    await self._parts.users.put(resource)
+                if force and await self._exists(resource.name):
+                    await self._changes.replace(resource)
                 else:
-                    await self._parts.users.add(resource, None)
+                    await self._changes.add(resource, None)
                 await self._readmit(resource.name)
             case Token():
                 expires = resource.metadata.expires
@@ -173,16 +173,24 @@ class Administration:
     async def users_add(self, caller: Identity, request: messages.NewUser) -> User:
         """Adds a user with a password."""
         await self._require(caller, "user", "create")
-        user = User(
-            metadata=Metadata(name=request.name),
-            spec=UserSpec(roles=request.roles, traits=dict(request.traits)),
-        )
-        _check_user_name(user.name)
-        await self._require_roles(user)
-        await self._parts.users.add(user, request.password)
+        _check_user_name(request.name)
+        spec = {"roles": request.roles, "traits": dict(request.traits)}
+        user = as_user({"kind": "user", "metadata": {"name": request.name}, "spec": spec})
+        await self._changes.add(user, request.password)
         await self._readmit(user.name)
         await self._note(caller, "user.create", name=user.name, roles=list(user.spec.roles))
         return user
+
+    async def users_update(self, caller: Identity, name: str, change: messages.UserChange) -> bool:
+        """Changes a user's roles and traits; whether certificates from before are locked."""
+        await self._require(caller, "user", "update")
+        locked = await self._changes.update(name, change)
+        user = await self._parts.users.get(name)
+        traits = {trait: list(values) for trait, values in user.spec.traits.items()}
+        await self._note(
+            caller, "user.update", name=name, roles=list(user.spec.roles), traits=traits, signed_out=locked
+        )
+        return locked
 
     async def users_reset(self, caller: Identity, name: str, request: messages.NewPassword) -> None:
         """Sets a user's password and lifts the lock after failures."""
@@ -214,11 +222,12 @@ class Administration:
                 spec = lock.spec.model_copy(update={"issued_before": max(now, removed)})
                 await self._parts.resources.put(lock.model_copy(update={"spec": spec}), until)
 
-    async def _require_roles(self, user: User) -> None:
-        roles = await self._parts.resources.roles()
-        missing = [name for name in user.spec.roles if name not in roles]
-        if missing:
-            raise Invalid(f"no role {', '.join(missing)}: there are {', '.join(sorted(roles))}")
+    async def _exists(self, name: str) -> bool:
+        try:
+            await self._parts.users.get(name)
+        except NotFound:
+            return False
+        return True
 
     async def _require_unused(self, role: str) -> None:
         holders = [user.name for user in await self._parts.users.list() if role in user.spec.roles]

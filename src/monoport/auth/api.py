@@ -74,6 +74,7 @@ def build(service: Service, administration: Administration, sign_of_life: float 
         ("POST", "/v1/resources", calls.create),
         ("DELETE", "/v1/resources/{kind}/{name}", calls.delete),
         ("POST", "/v1/users", calls.users_add),
+        ("POST", "/v1/users/{name}/update", calls.users_update),
         ("POST", "/v1/users/{name}/reset", calls.users_reset),
         ("GET", "/v1/tokens", calls.tokens_list),
         ("POST", "/v1/tokens", calls.tokens_add),
@@ -157,6 +158,11 @@ class _Calls:
     async def users_add(self, request: Request) -> Response:
         user = await self._administration.users_add(_caller(request), await _body(request, messages.NewUser))
         return JSONResponse(to_document(user))
+
+    async def users_update(self, request: Request) -> Response:
+        body = await _body(request, messages.UserChange)
+        locked = await self._administration.users_update(_caller(request), request.path_params["name"], body)
+        return JSONResponse({"locked": locked})
 
     async def users_reset(self, request: Request) -> Response:
         body = await _body(request, messages.NewPassword)

@@ -233,6 +233,16 @@ class AuthClient(Calls):
         body = {"name": name, "roles": list(roles), "traits": _lists(traits), "password": password}
         await self._call("POST", "/v1/users", body)
 
+    async def users_update(
+        self, name: str, roles: Sequence[str] | None = None, traits: Mapping[str, Sequence[str]] | None = None
+    ) -> bool:
+        """Changes a user's roles, if given, and each trait that is named; an empty one is removed.
+
+        Returns whether certificates from before are locked, so that the user has to sign in again.
+        """
+        body = {"roles": None if roles is None else list(roles), "traits": _lists(traits or {})}
+        return bool((await self._call("POST", f"/v1/users/{_part(name)}/update", body))["locked"])
+
     async def users_remove(self, name: str) -> None:
         """Removes a user; a lock ends their sessions for as long as their certificates last."""
         await self.delete("user", name)

@@ -13,14 +13,13 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from monoport.access.forwarding import Forwarding
 from monoport.access.identity import Identity, Kind
 from monoport.access.resources import Role, User
-from monoport.access.roles import logins_for, session_ttl
+from monoport.access.supposed import signed_in
 from monoport.auth import certificates
 from monoport.auth.authorities import Authorities, TrustedCas, pin
 from monoport.auth.messages import Certificate, HostCertificates, UserCertificates
 from monoport.auth.publickeys import PublicKey, load_key, load_ssh_key
 from monoport.auth.refusals import Invalid
 
-USER_TTL = timedelta(hours=12)  # a working day (design section 7); roles may set another
 HOST_TTL = timedelta(days=7)  # an agent that is off for a week joins again; one that runs renews many times
 SERVER_TTL = timedelta(hours=24)  # of a database server's certificate, if nobody says otherwise
 # what permit-port-forwarding of an OpenSSH certificate stands for; which of them, the node decides by the roles
@@ -72,19 +71,8 @@ class Issuer:
             roles: those the user has; None for one that no longer exists, which then denies everything.
             ttl: wanted length; roles set the longest.
         """
-        known = [role for role in roles.values() if role is not None]
-        longest = session_ttl(known, USER_TTL)
-        return Identity(
-            Kind.USER,
-            user.name,
-            self._authorities.cluster,
-            roles=tuple(roles),
-            traits=user.spec.traits,
-            principals=logins_for(known, user.spec.traits),
-            expires=self._until(longest if ttl is None else min(ttl, longest)),
-            login_ip=login_ip,
-            issued=self._now(),
-        )
+        known = {name: role for name, role in roles.items() if role is not None}
+        return signed_in(user, self._authorities.cluster, known, self._now(), ttl, login_ip)
 
     def user(
         self, identity: Identity, roles: Mapping[str, Role | None], public_key: str, ssh_public_key: str | None

@@ -126,6 +126,13 @@ class NewUser(Request):
     password: Annotated[str, Field(max_length=4096)]
 
 
+class UserChange(Request):
+    """What of a user becomes different: roles if given, and each trait that is named, empty to remove it."""
+
+    roles: Annotated[Names, Field(min_length=1)] | None = None
+    traits: dict[Name, Names] = {}
+
+
 class NewPassword(Request):
     """A reset: the new password ends the lock after failures too."""
 

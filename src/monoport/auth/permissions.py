@@ -87,7 +87,8 @@ def require_current(caller: Identity, locks: Iterable[Lock], now: datetime) -> N
         raise Forbidden(f"the certificate of {caller} has expired", "certificate expired")
     lock = lock_for(caller, _locks_for(caller, locks), now)
     if lock is not None:
-        raise Forbidden(f"{caller} is locked", f"lock {lock.name}")
+        who = f"the certificate of {caller}, who was changed since, is locked: sign in again with tsh login"
+        raise Forbidden(who if lock.passes else f"{caller} is locked", f"lock {lock.name}")
 
 
 def require(caller: Identity, operation: Operation, locks: Iterable[Lock], now: datetime) -> None:

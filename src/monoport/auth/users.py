@@ -5,6 +5,7 @@ hashing and the lock after failures are in `passwords`.
 """
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from monoport.access.resources import Resource, User, parse_document, to_document
@@ -64,20 +65,26 @@ class Users:
         except AlreadyExistsError:
             raise Exists(f'user "{user.name}" exists') from None
 
-    async def put(self, user: User) -> None:
-        """Stores a user's document, keeping the password there is."""
+    async def change(self, name: str, make: Callable[[User], User]) -> tuple[User, User]:
+        """Stores what `make` makes of a user's document, keeping the password; returns both. Raises NotFound.
+
+        Args:
+            make: may be called again, if somebody else changes the user at the same time.
+        """
         for _ in range(_TRIES):
-            item = await self._item(user.name)
+            item = await self._item(name)
+            if item is None:
+                raise NotFound(f'no user "{name}"')
+            account = _read(item)
+            user = make(account.user)
             try:
-                if item is None:
-                    await self._storage.create(PREFIX + user.name, _write(Account(user, None)))
-                else:
-                    account = Account(user, _read(item).password)
-                    await self._storage.compare_and_swap(PREFIX + user.name, _write(account), item.revision)
-            except (AlreadyExistsError, ConflictError):
+                await self._storage.compare_and_swap(
+                    PREFIX + name, _write(Account(user, account.password)), item.revision
+                )
+            except ConflictError:
                 continue
-            return
-        raise Conflict(f'user "{user.name}" is being changed by somebody else: try again')
+            return account.user, user
+        raise Conflict(f'user "{name}" is being changed by somebody else: try again')
 
     async def remove(self, name: str) -> None:
         """Removes a user; raises NotFound."""

@@ -1,4 +1,4 @@
-"""Option types that several commands take: comma-separated names, lengths of time.
+"""Option types that several commands take: comma-separated names, traits, lengths of time.
 
 Belongs here: turning an argument into a value, with an error that says what is expected.
 """
@@ -38,5 +38,23 @@ class Duration(click.ParamType[timedelta]):
             self.fail(f"{str(value)!a}: {error}", parameter, context)
 
 
+class Trait(click.ParamType[tuple[str, tuple[str, ...]]]):
+    """One trait with its values: KEY=V1,V2; KEY= has none."""
+
+    name = "trait"
+
+    def convert(
+        self, value: Any, parameter: click.Parameter | None, context: click.Context | None
+    ) -> tuple[str, tuple[str, ...]]:
+        """Name and values; fails with what is expected."""
+        if isinstance(value, tuple):
+            return value
+        key, equals, values = str(value).partition("=")
+        if not equals or not key.strip():
+            self.fail(f"{str(value)!a}: expected KEY=V1,V2", parameter, context)
+        return key.strip(), NAMES.convert(values, parameter, context)
+
+
 NAMES = Names()
+TRAIT = Trait()
 DURATION = Duration()

@@ -3,11 +3,13 @@
 Belongs here: options and words of these commands. The daemon answers for its own connections and routes.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 
+from monoport.access.resources import to_document
 from monoport.audit.events import Event
 from monoport.auth.client import AuthClient
 from monoport.cli.beside import Beside, pass_beside
@@ -84,26 +86,66 @@ def route_ls(beside: Beside, output: str) -> None:
 @click.option("--sni", default="", metavar="NAME", help="The server name that the client asks for.")
 @click.option("--alpn", type=NAMES, default="", metavar="A,..", help="The protocols it offers, in its order.")
 @click.option("--cert", type=click.Path(path_type=Path), metavar="FILE", help="The client's certificate, PEM.")
-@click.option("--user", metavar="NAME", help="Instead of a certificate: a user.")
+@click.option("--user", metavar="NAME", help="Instead of a certificate: a user, as if signed in now.")
+@click.option("--node", metavar="NAME", help="Explain access to this node, too.")
+@click.option("--login", metavar="NAME", help="As this login; any if not given.")
+@click.option("--db", metavar="NAME", help="Explain access to this database, too.")
+@click.option("--db-user", metavar="U", help="As this database user.")
+@click.option("--db-name", metavar="D", help="In the database of this name there.")
 @format_option
 @pass_beside
 def route_explain(  # noqa: PLR0917 - click passes every option by its name
-    beside: Beside, sni: str, alpn: tuple[str, ...], cert: Path | None, user: str | None, output: str
+    beside: Beside,
+    /,
+    sni: str,
+    alpn: tuple[str, ...],
+    cert: Path | None,
+    user: str | None,
+    output: str,
+    **aim: str | None,
 ) -> None:
-    """Say where such a connection would go, and why."""
+    """Say where such a connection would go, and why.
+
+    With --node or --db and one of --user and --cert: whether they may, and which rule of which role decides. Without
+    --sni and --alpn it is then the connection that tsh would make.
+    """
     if cert is not None and user is not None:
         raise Failure("expected one of --cert and --user, not both")
+    wanted = _aim(aim, cert is not None or user is not None)
     question: dict[str, object] = {"sni": sni, "alpn": list(alpn)}
     if cert is not None:
         question["certificate"] = cert.read_text(encoding="ascii", errors="replace")
     if user is not None:
-        question["user"] = user
+        question["user"] = to_document(beside.ask(lambda client: client.get("user", user)))
+    if wanted:
+        question["aim"] = wanted
     answer = beside.ask_daemon("/explain", question)
     if output != "text":
         click.echo(document(answer, output), nl=False)
         return
+    columns = [Column("Rule", "rule", "bold"), Column("Verdict", "verdict"), Column("Why", "why")]
     click.echo(printable(answer["outcome"]) + "\n")
-    show(answer["steps"], [Column("Rule", "rule", "bold"), Column("Verdict", "verdict"), Column("Why", "why")])
+    show(answer["steps"], columns)
+    if "access" in answer:
+        *steps, decision = answer["access"]
+        click.echo(f"\n{printable(decision['verdict'])}: {printable(decision['why'])}\n")
+        show(steps, columns)
+
+
+def _aim(given: Mapping[str, str | None], caller: bool) -> dict[str, str]:
+    """What is to be reached, as the daemon takes it, empty if nothing; raises Failure."""
+    aim = {name: value for name, value in given.items() if value is not None}
+    if not aim:
+        return {}
+    if ("node" in aim) == ("db" in aim):
+        raise Failure("expected one of --node (with --login) and --db (with --db-user and --db-name)")
+    if "db" in aim and ("login" in aim or not {"db_user", "db_name"} <= set(aim)):
+        raise Failure("--db goes with --db-user and --db-name, and without --login")
+    if "node" in aim and {"db_user", "db_name"} & set(aim):
+        raise Failure("--node goes with --login, and without --db-user and --db-name")
+    if not caller:
+        raise Failure("whose access? expected one of --user and --cert")
+    return aim
 
 
 @click.group(cls=Group)

@@ -3,6 +3,7 @@
 Belongs here: options and words of these commands.
 """
 
+from collections.abc import Mapping
 from datetime import timedelta
 
 import click
@@ -13,7 +14,7 @@ from monoport.auth.messages import TOKEN_TYPES, MadeToken, Token
 from monoport.cli.agentconfig import agent_config
 from monoport.cli.beside import Beside, pass_beside
 from monoport.cli.newpassword import choose_password
-from monoport.cli.options import DURATION, NAMES
+from monoport.cli.options import DURATION, NAMES, TRAIT
 from monoport.cli.run import Group
 from monoport.cli.tables import Column, cell, document, format_option, plain, printable, show
 from monoport.errors import Failure
@@ -28,8 +29,9 @@ def users() -> None:
 @click.argument("name")
 @click.option("--roles", type=NAMES, default="access", show_default=True, metavar="R,..", help="What they may do.")
 @click.option("--logins", type=NAMES, default="", metavar="L,..", help="Logins on nodes.")
-@click.option("--db-users", type=NAMES, default="", metavar="U,..", help="Database users; * is any.")
-@click.option("--db-names", type=NAMES, default="", metavar="D,..", help="Names within databases; * is any.")
+@click.option("--db-users", type=NAMES, default="", metavar="U,..", help="Database users.")
+@click.option("--db-names", type=NAMES, default="", metavar="D,..", help="Names within databases.")
+@click.option("--traits", type=TRAIT, multiple=True, metavar="K=V,..", help="Values of {{external.K}} in roles.")
 @click.option("--password-stdin", is_flag=True, help="Take the password from the first line of standard input.")
 @pass_beside
 def users_add(  # noqa: PLR0917 - click passes every option by its name
@@ -39,13 +41,14 @@ def users_add(  # noqa: PLR0917 - click passes every option by its name
     logins: tuple[str, ...],
     db_users: tuple[str, ...],
     db_names: tuple[str, ...],
+    traits: tuple[tuple[str, tuple[str, ...]], ...],
     password_stdin: bool,
 ) -> None:
     """Add the user NAME."""
     if not roles:
         raise Failure("--roles names no role: expected at least one, such as access")
-    traits = {"logins": logins, "db_users": db_users, "db_names": db_names}
-    given = {trait: values for trait, values in traits.items() if values}
+    named = {"logins": logins or None, "db_users": db_users or None, "db_names": db_names or None}
+    given = {trait: values for trait, values in _traits("--traits", traits, named).items() if values}
     beside.reach()
     password = choose_password(name, password_stdin)
 
@@ -54,6 +57,45 @@ def users_add(  # noqa: PLR0917 - click passes every option by its name
 
     beside.ask(add)
     click.echo(f"user {printable(name)} added, roles: {cell(roles)}")
+
+
+@users.command("update")
+@click.argument("name")
+@click.option("--set-roles", type=NAMES, metavar="R,..", help="What they may do, from now on.")
+@click.option("--set-logins", type=NAMES, metavar="L,..", help="Logins on nodes.")
+@click.option("--set-db-users", type=NAMES, metavar="U,..", help="Database users.")
+@click.option("--set-db-names", type=NAMES, metavar="D,..", help="Names within databases.")
+@click.option("--set-traits", type=TRAIT, multiple=True, metavar="K=V,..", help="Any trait; may be given repeatedly.")
+@pass_beside
+def users_update(  # noqa: PLR0917 - click passes every option by its name
+    beside: Beside,
+    name: str,
+    set_roles: tuple[str, ...] | None,
+    set_logins: tuple[str, ...] | None,
+    set_db_users: tuple[str, ...] | None,
+    set_db_names: tuple[str, ...] | None,
+    set_traits: tuple[tuple[str, tuple[str, ...]], ...],
+) -> None:
+    """Change roles and traits of the user NAME; what is not given stays.
+
+    Each list is set anew; an empty one (--set-logins=, --set-traits=team=) removes the trait. If that takes anything
+    away, running sessions end and the user has to sign in again. If it only adds, it counts from the next login on.
+    """
+    named = {"logins": set_logins, "db_users": set_db_users, "db_names": set_db_names}
+    traits = _traits("--set-traits", set_traits, named)
+    if set_roles is None and not traits:
+        raise Failure(
+            "nothing to change: expected --set-roles, --set-logins, --set-db-users, --set-db-names, --set-traits"
+        )
+    if set_roles == ():
+        raise Failure("--set-roles names no role: expected at least one, such as access")
+
+    async def update(client: AuthClient) -> bool:
+        return await client.users_update(name, set_roles, traits)
+
+    locked = beside.ask(update)
+    when = "sessions end now, and the user has to sign in again" if locked else "it counts from the next tsh login on"
+    click.echo(f"user {printable(name)} changed; {when}")
 
 
 @users.command("ls")
@@ -100,6 +142,20 @@ def users_reset(beside: Beside, name: str, password_stdin: bool) -> None:
 
     beside.ask(reset)
     click.echo(f"password of {printable(name)} set")
+
+
+def _traits(
+    option: str,
+    pairs: tuple[tuple[str, tuple[str, ...]], ...],
+    named: Mapping[str, tuple[str, ...] | None],
+) -> dict[str, tuple[str, ...]]:
+    """Every trait that options name, each by one option; raises Failure."""
+    found = {trait: values for trait, values in named.items() if values is not None}
+    for trait, values in pairs:
+        if trait in found:
+            raise Failure(f"{option}: the trait {printable(trait)} is set twice")
+        found[trait] = values
+    return found
 
 
 @click.group(cls=Group)

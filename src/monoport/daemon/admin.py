@@ -6,7 +6,7 @@ here: how they are shown (cli) and what they say (routing.explain, proxy.registr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, assert_never
@@ -18,9 +18,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from monoport.access.identity import IdentityError, from_x509
+from monoport.access.identity import Identity, from_x509
 from monoport.access.locks import lock_for
-from monoport.access.resources import Lock
+from monoport.daemon.reach import Aim, Known, explained, supposed
 from monoport.errors import Failure
 from monoport.net.http import serve_http
 from monoport.net.stream import Stream
@@ -35,19 +35,20 @@ from monoport.wire.names import HostNameError, canonical
 
 
 class Question(BaseModel):
-    """What a client would offer, and which certificate (PEM) or user it would show."""
+    """What a client would offer, which certificate (PEM) or user (document) it would show, and what it is after."""
 
     model_config = ConfigDict(extra="forbid")
 
     sni: Annotated[str, Field(max_length=255)] = ""
     alpn: Annotated[list[Annotated[str, Field(min_length=1, max_length=255)]], Field(max_length=64)] = []
     certificate: Annotated[str, Field(max_length=65_536)] = ""
-    user: Annotated[str, Field(max_length=255)] = ""
+    user: dict[str, Any] | None = None
+    aim: Aim | None = None
 
 
-async def serve(path: Path, front: Callable[[], FrontDoor | None], locks: Callable[[], Iterable[Lock]]) -> None:
+async def serve(path: Path, front: Callable[[], FrontDoor | None], known: Callable[[], Known]) -> None:
     """Answer on a Unix socket that only this daemon's user can open, until cancelled; raises Failure."""
-    app = application(front, locks)
+    app = application(front, known)
 
     async def answer_one(stream: Stream) -> None:
         await serve_http(stream, app, state={})
@@ -55,8 +56,11 @@ async def serve(path: Path, front: Callable[[], FrontDoor | None], locks: Callab
     await serve_unix(path, answer_one)
 
 
-def application(front: Callable[[], FrontDoor | None], locks: Callable[[], Iterable[Lock]]) -> Starlette:
-    """The ASGI application of the daemon's socket; `front` gives None where no proxy runs (yet)."""
+def application(front: Callable[[], FrontDoor | None], known: Callable[[], Known]) -> Starlette:
+    """The ASGI application of the daemon's socket; `front` gives None where no proxy runs (yet).
+
+    known: gives what the proxy knows of the cluster; asked only where there is one.
+    """
 
     def door() -> FrontDoor:
         found = front()
@@ -86,7 +90,7 @@ def application(front: Callable[[], FrontDoor | None], locks: Callable[[], Itera
             question = Question.model_validate_json(await request.body())
         except ValidationError as error:
             raise Failure(f"the question is not understood: {error.errors()[0]['msg']}") from error
-        return JSONResponse(answer(question, door(), locks()))
+        return JSONResponse(answer(question, door(), known()))
 
     async def failed(_request: Request, error: Exception) -> Response:
         return JSONResponse({"error": {"code": "failed", "message": str(error)}}, 400)
@@ -114,50 +118,68 @@ def _connection(row: Mapping[str, Any], now: datetime) -> dict[str, Any]:
     }
 
 
-def answer(question: Question, front: FrontDoor, locks: Iterable[Lock]) -> dict[str, Any]:
+def answer(question: Question, front: FrontDoor, known: Known) -> dict[str, Any]:
     """Route a made-up ClientHello with the listener's own function and say what it, and each rule, decided.
 
-    Raises Failure: the server name is none.
+    Then, if the question names a node or database, what was looked at to decide whether the caller may reach it.
+
+    Raises Failure: the server name is none, the user's document is malformed, or what is to be reached is not there.
     """
+    aim = question.aim
+    offered = question.alpn
+    if aim is not None and not offered and not question.sni:
+        offered = [aim.protocol_name(known)]
     try:
         name = canonical(question.sni) if question.sni else None
     except HostNameError as error:
         raise Failure(str(error)) from error
-    hello = ClientHello(server_name=name, alpn=tuple(question.alpn))
+    hello = ClientHello(server_name=name, alpn=tuple(offered))
     outcome = decide(hello, front.table)
     steps = [{"rule": step.rule, "verdict": str(step.verdict), "why": step.why} for step in explain(hello, front.table)]
     match outcome:
         case Routed():
             words = f"{outcome.kind}" + (f" {outcome.target}" if outcome.target else "") + f", by rule {outcome.rule}"
-            steps += _identity(question, outcome, front, locks)
+            steps += _identity(question, outcome, front, known)
         case Refusal():
             words = f"refused: {outcome.code}: {outcome.reason}"
         case Answer() | None:
             words = "answered; more bytes decide"
         case unknown:
             assert_never(unknown)
-    return {"outcome": words, "steps": steps}
+    answered: dict[str, Any] = {"outcome": words, "steps": steps}
+    if aim is not None:
+        answered["access"] = explained(aim, _caller(question, front, known), known, datetime.now(UTC))
+    return answered
 
 
-def _identity(question: Question, route: Routed, front: FrontDoor, locks: Iterable[Lock]) -> list[dict[str, str]]:
+def _caller(question: Question, front: FrontDoor, known: Known) -> Identity:
+    """The identity of the question's certificate, or its user's as if signed in now; raises Failure."""
+    if question.user is not None:
+        return supposed(question.user, front.table.cluster, known, datetime.now(UTC))
+    if not question.certificate:
+        raise Failure("whose access? expected a user or a certificate")
+    try:
+        return from_x509(x509.load_pem_x509_certificate(question.certificate.encode()), front.cas())
+    except ValueError as error:
+        raise Failure(f"the certificate cannot be read: {error}") from error
+
+
+def _identity(question: Question, route: Routed, front: FrontDoor, known: Known) -> list[dict[str, str]]:
     """What the route's TLS asks of the client, and what a given certificate or user would be to it."""
     if route.tls is None or route.tls.ask is Ask.NONE:
         why = "the handler authenticates inside" if route.tls else "passed through: TLS ends at the service itself"
         return [{"rule": "client certificate", "verdict": "not asked", "why": why}]
     asked = {"rule": "client certificate", "verdict": str(route.tls.ask), "why": f"of the {route.tls.trust} CA"}
-    if question.certificate:
-        try:
-            identity = from_x509(x509.load_pem_x509_certificate(question.certificate.encode()), front.cas())
-        except (IdentityError, ValueError) as error:
-            return [asked, {"rule": "identity", "verdict": "refused", "why": str(error)}]
-        if str(identity.kind) != str(route.tls.trust):
-            why = f"{identity} is of the {identity.kind} CA: the handshake fails"
-            return [asked, {"rule": "identity", "verdict": "refused", "why": why}]
-        lock = lock_for(identity, list(locks), datetime.now(UTC))
-        verdict = "locked" if lock else "known"
-        why = f"{identity}, roles {', '.join(identity.roles)}, until {identity.expires.isoformat(timespec='seconds')}"
-        return [asked, {"rule": "identity", "verdict": verdict, "why": why}]
-    if question.user:
-        why = f"{question.user}@{front.table.cluster} with a certificate of the {route.tls.trust} CA"
-        return [asked, {"rule": "identity", "verdict": "assumed", "why": why}]
-    return [asked]
+    if not question.certificate and question.user is None:
+        return [asked]
+    try:
+        identity = _caller(question, front, known)
+    except Failure as error:
+        return [asked, {"rule": "identity", "verdict": "refused", "why": str(error)}]
+    if str(identity.kind) != str(route.tls.trust):
+        why = f"{identity} is of the {identity.kind} CA: the handshake fails"
+        return [asked, {"rule": "identity", "verdict": "refused", "why": why}]
+    lock = lock_for(identity, list(known.locks), datetime.now(UTC))
+    verdict = "locked" if lock else "known" if question.certificate else "assumed"
+    why = f"{identity}, roles {', '.join(identity.roles)}, until {identity.expires.isoformat(timespec='seconds')}"
+    return [asked, {"rule": "identity", "verdict": verdict, "why": why}]

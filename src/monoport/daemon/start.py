@@ -19,7 +19,6 @@ from datetime import UTC, datetime
 import structlog
 
 from monoport import __version__
-from monoport.access.resources import Lock
 from monoport.audit.metrics import Histogram, Metrics, Sample
 from monoport.auth.local import LocalAuth
 from monoport.config import Address, Config
@@ -28,6 +27,7 @@ from monoport.daemon.agents import Service
 from monoport.daemon.datadir import DataDirectory, open_data_directory
 from monoport.daemon.frontdoor import Proxy
 from monoport.daemon.member import Member, member
+from monoport.daemon.reach import Known
 from monoport.errors import Failure
 from monoport.net import heap, listener
 from monoport.net.listener import Arrival, Limits, Listener
@@ -133,7 +133,7 @@ class _Daemon:
             local = await self._auth(stack)
             group = await stack.enter_async_context(asyncio.TaskGroup())
             group.create_task(self._tick())
-            group.create_task(admin.serve(self.data.socket, self._front, self._locks))
+            group.create_task(admin.serve(self.data.socket, self._front, self._known))
             if self.config.proxy_service.enabled:
                 group = await self._start_proxy(stack, local)
             for role in agents.roles(self.config):
@@ -249,8 +249,9 @@ class _Daemon:
     def _front(self) -> FrontDoor | None:
         return self.proxy.front if self.proxy is not None else None
 
-    def _locks(self) -> tuple[Lock, ...]:
-        return next((one.cache.locks for one in self.members), ())
+    def _known(self) -> Known:
+        """What the proxy knows of the cluster; asked only where there is one, and it is the first member."""
+        return self.members[0].cache
 
     def _renewed(self) -> None:
         if self.proxy is not None:
