@@ -197,7 +197,7 @@ class Conditions(_Model):
     db_labels: Selector = {}
     db_users: Patterns = ()
     db_names: Patterns = ()
-    db_features: Texts = ()
+    db_features: Patterns = ()
     app_labels: Selector = {}
     kubernetes_labels: Selector = {}
     kubernetes_users: Patterns = ()

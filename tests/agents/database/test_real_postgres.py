@@ -195,7 +195,7 @@ async def test_replication_where_a_role_allows_it(door: Door, need: Callable[[st
     assert "deny.db_features" not in err, "the client learns only what was refused"
     assert door.server.log_text().count("connection received") == before
     (event,) = door.world.events("db.session.deny")
-    assert event["rule"] == "role access: deny.db_features has replication"
+    assert event["rule"] == "role access: deny.db_features has * for replication"
 
 
 async def test_protocol_3_2(door: Door) -> None:
