@@ -120,6 +120,7 @@ DENY = {"deny": {"logins": ["x{{external.banned}}"], "db_labels": {"team": "{{ex
         (user(), user(("dev", "no")), True),
         (user(), user(("dev", "brief")), True),
         (user(), user(("dev", "recorded")), False),
+        (user(), user(("dev", "still")), True),
         (user(("quiet",)), user(("quiet", "recorded")), True),
         (user(("dev", "no")), user(("dev", "no"), team=("red",)), False),
         (user(("dev", "no")), user(("dev", "no"), banned=("red",)), True),
@@ -134,6 +135,7 @@ def test_what_a_change_takes_from_certificates_of_before(make, before, after, ta
         no=DENY,
         brief={"options": {"max_session_ttl": "1h"}},
         recorded={"options": {"record_session": True}},
+        still={"options": {"port_forwarding": False}},
         quiet={"options": {"record_session": False}},
     )
     assert restricts(before, after, roles) is taken

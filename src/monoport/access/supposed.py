@@ -10,6 +10,7 @@ from datetime import datetime, timedelta
 from typing import Final
 
 from monoport.access.claims import Identity, Kind
+from monoport.access.forwarding import Forwarding
 from monoport.access.resources import TEMPLATE, Conditions, Role, User
 from monoport.access.roles import logins_for, session_ttl
 
@@ -77,6 +78,7 @@ def _narrows(role: Role, old: User, roles: Mapping[str, Role]) -> bool:
     return (
         role.spec.deny != Conditions()
         or options.max_session_ttl < min((one.max_session_ttl for one in held), default=USER_TTL)
+        or any(getattr(options, what) is False for what in Forwarding)
         or (options.record_session and not any(one.record_session for one in held))
     )
 
