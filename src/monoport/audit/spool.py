@@ -19,14 +19,19 @@ from monoport.audit.segments import CAPACITY, SEGMENT, Batch, Position, Segments
 __all__ = ["Batch", "Position", "Spool", "SpoolError", "Waiting"]
 
 GROUP: Final = 1024  # lines in one sync; bounds how long the first of them waits
+# Seconds between two hand-overs. One, with its sync, costs some 100 us of processor time, for one line
+# as for fifty: a busy spool pays for at most 500 a second, and an event waits 2 ms at most; an idle one never waits.
+SPACING: Final = 0.002
 
 T = TypeVar("T")
 
 
+_Line = tuple[bytes, asyncio.Future[None]]
+
+
 @dataclass(frozen=True, slots=True)
-class _Line:
-    data: bytes
-    future: asyncio.Future[None]
+class _Lines:
+    lines: list[_Line]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +48,10 @@ class Spool:
         self._open = lambda: Segments(folder, segment=segment, capacity=capacity)
         self._segments: Segments | None = None
         self._loop = asyncio.get_running_loop()
-        self._jobs: queue.SimpleQueue[_Line | _Call | None] = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[_Lines | _Call | None] = queue.SimpleQueue()
+        self._gathered: list[_Line] = []  # since the last hand-over
+        self._next = 0.0  # when the next hand-over may be, by the loop's clock
+        self._timer: asyncio.TimerHandle | None = None
         self._ended: asyncio.Future[None] = self._loop.create_future()
         self._news = asyncio.Event()
         self._closing = False
@@ -72,8 +80,15 @@ class Spool:
         Raises:
             SpoolError: if it could not be kept: what the event belongs to must not go on.
         """
+        if self._closing:
+            raise SpoolError("the spool is closed")
         future: asyncio.Future[None] = self._loop.create_future()
-        self._submit(_Line(encode(event), future))
+        self._gathered.append((encode(event), future))
+        if self._timer is None:
+            if self._loop.time() >= self._next:
+                self._hand_over()
+            else:
+                self._timer = self._loop.call_at(self._next, self._hand_over)
         await future
 
     async def unshipped(self, limit: int = 256) -> Batch:
@@ -108,6 +123,7 @@ class Spool:
         """Finish what waits and close the files; it may be called again."""
         if not self._closing:
             self._closing = True
+            self._hand_over()
             self._jobs.put(None)
         await asyncio.shield(self._ended)
 
@@ -120,17 +136,27 @@ class Spool:
         self._submit(_Call(run, future))
         return await future
 
-    def _submit(self, job: _Line | _Call) -> None:
+    def _submit(self, job: _Call) -> None:
         if self._closing:
             raise SpoolError("the spool is closed")
         self._jobs.put(job)
+
+    def _hand_over(self) -> None:
+        """Give the thread what was gathered."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._next = self._loop.time() + SPACING
+        lines, self._gathered = self._gathered, []
+        if lines:
+            self._jobs.put(_Lines(lines))
 
     def _run(self) -> None:
         segments = self._files()
         while (job := self._jobs.get()) is not None:
             lines: list[_Line] = []
-            while isinstance(job, _Line):
-                lines.append(job)
+            while isinstance(job, _Lines):
+                lines += job.lines
                 if len(lines) >= GROUP or self._jobs.empty():
                     break
                 job = self._jobs.get()
@@ -146,10 +172,10 @@ class Spool:
     def _write(self, segments: Segments, lines: list[_Line]) -> None:
         failure: Exception | None = None
         try:
-            segments.write([line.data for line in lines])
+            segments.write([data for data, _ in lines])
         except Exception as error:  # noqa: BLE001  it is raised again, in each caller
             failure = error
-        self._tell([(line.future, None, failure) for line in lines], news=failure is None)
+        self._tell([(future, None, failure) for _, future in lines], news=failure is None)
 
     def _answer(self, job: _Call) -> None:
         try:

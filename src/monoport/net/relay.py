@@ -62,6 +62,7 @@ class _Half:
             self.sink.abort(error)
         elif not self.sink.lost:
             self.sink.close()
+        del self.other  # no call follows this one: two halves that know each other would wait for the collector
         self.relay.wake()
 
 

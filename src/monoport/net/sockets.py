@@ -240,10 +240,13 @@ class SocketStream(Stream):
         self._finish(error or ClosedError("the connection was aborted on this side"))
 
     def fail(self, error: Exception) -> None:
-        """The socket is broken: close it and tell everyone."""
+        """The socket is broken: close it and tell everyone.
+
+        Without the traceback: its frames would hold this stream in a circle that only the collector could undo.
+        """
         if self._fd >= 0:
             self._shut()
-            self._finish(error)
+            self._finish(error.with_traceback(None))
 
     def _shut(self) -> None:
         if self._mask:

@@ -72,10 +72,10 @@ class Wakeup:
         if self._done:
             return
         self._done = True
-        callback = self._callback
+        callback, context = self._callback, self._context
         if callback is None:
             return
-        context = self._context
+        self._callback = self._context = None  # the task holds this wakeup: no circle is left for the collector
         if context is not None and current_task(self._loop) is None:
             context.run(callback, self)
         else:
