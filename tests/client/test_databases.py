@@ -19,6 +19,7 @@ from monoport.access.identity import Destination
 from monoport.auth.keys import load_chain
 from monoport.client import databases
 from monoport.client.databases import Wanted
+from monoport.client.front import Credentials
 from monoport.client.profile import Home, Profile
 from monoport.errors import Failure
 
@@ -188,8 +189,8 @@ async def test_a_good_login_is_used_and_another_user_gets_a_certificate_elsewher
         assert mine.credentials.certificate == path
         assert auth.asked == []
         other = await databases.borrow(home, profile, tmp_path, Wanted("orders", "reader"))
-        assert other.credentials.certificate == tmp_path / "orders-x509.pem"
-        assert (await databases.current(home, profile, Wanted("orders"))).credentials.certificate == path
+        assert other.credentials == Credentials(tmp_path / "orders.pem", tmp_path / "orders.pem"), "both in one file"
+        assert (await databases.current(home, profile, home.path, Wanted("orders"))).credentials.certificate == path
     assert path.read_bytes() == before
 
 
@@ -198,7 +199,7 @@ async def test_an_ending_certificate_is_replaced_before_it_is_used(home: Home, c
     async with auth.running() as port:
         profile = profile_at(home, cas, port)
         database_login(home, cas, profile, "orders", lasts=timedelta(seconds=10))
-        found = await databases.current(home, profile, Wanted("orders"))
+        found = await databases.current(home, profile, home.path, Wanted("orders"))
     assert len(auth.asked) == 1
     assert found.good(datetime.now(UTC))
 

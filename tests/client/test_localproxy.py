@@ -7,17 +7,20 @@ import os
 import re
 import socket
 import ssl
+import stat
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 from cryptography import x509
 
 from monoport.client.front import Credentials, Front
-from monoport.client.localproxy import LocalProxy, Wrapping, is_loopback, listen
+from monoport.client.listening import is_loopback, listen, listen_unix
+from monoport.client.localproxy import LocalProxy, Wrapping
 from monoport.client.names import Address
 from monoport.client.profile import Home
 from monoport.errors import Failure
@@ -196,6 +199,41 @@ async def test_what_cannot_be_joined_is_said_once_and_the_next_connection_works(
     assert len(said) == 2
     assert all(ALPN in line or "TLS" in line for line in said)
     assert all(re.search(r" \[from 127\.0\.0\.1:\d+\]$", line) for line in said), "as the front door's log names us"
+
+
+async def test_the_client_is_told_in_its_protocol_why_it_cannot_be_joined(home: Home, cas: Cas) -> None:
+    said: list[str] = []
+    database = Database(upper)
+
+    def expired() -> None:
+        raise Failure("your certificate has expired")
+
+    async with database.running(server_context(cas, alpn=ALPN)) as port:
+        wrapping = Wrapping(Front(signed_in(home, cas, port)), ALPN, None)
+        sockets = listen(NOWHERE, lends_identity=True)
+        proxy = LocalProxy(wrapping, sockets, said.append, lambda reason: f"refused: {reason}".encode(), expired)
+        async with asyncio.timeout(PATIENCE), asyncio.TaskGroup() as group:
+            serving = group.create_task(proxy.serve())
+            assert await ask(proxy.address, b"x" * 100_000) == b"refused: your certificate has expired"
+            serving.cancel()
+    assert said == ["your certificate has expired"]
+    assert database.alpn == [], "the proxy was not asked"
+
+
+def test_a_socket_that_a_killed_process_left_is_replaced_and_nothing_else_is(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    (left,) = listen_unix(path)
+    with pytest.raises(Failure, match="address already in use"):
+        listen_unix(path)
+    left.close()
+    (again,) = listen_unix(path)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    again.close()
+    path.unlink()
+    path.write_text("mine")
+    with pytest.raises(Failure, match="a file that is no socket"):
+        listen_unix(path)
+    assert path.read_text() == "mine"
 
 
 async def test_a_stranger_at_the_proxys_address_gets_nothing(home: Home, cas: Cas) -> None:

@@ -12,8 +12,9 @@ import pytest
 
 from monoport.client.databases import Wanted, find, logins, logout
 from monoport.client.foreground import run
+from monoport.client.forward import Forward, forward
 from monoport.client.profile import Home
-from monoport.client.shell import Forward, connect, forward
+from monoport.client.shell import connect
 from monoport.errors import Failure
 
 from .conftest import Cas, database_login, server_context, signed_in
@@ -122,6 +123,54 @@ async def test_a_local_proxy_says_where_it_listens_and_stops_at_a_signal(home: H
             os.kill(os.getpid(), signal.SIGTERM)
     assert "PostgreSQL database orders of example.com" in said[0]
     assert "acts as you" in said[1]
+
+
+async def test_a_private_socket_is_made_for_the_program_and_removed_at_the_end(
+    home: Home, cas: Cas, tmp_path: Path
+) -> None:
+    said: list[str] = []
+    folder = tmp_path / "sockets"
+    async with Database(upper).running(server_context(cas, alpn=ALPN)) as port:
+        profile = signed_in(home, cas, port)
+        database_login(home, cas, profile, "orders", db_user="alice", database="shop")
+        async with asyncio.timeout(30), asyncio.TaskGroup() as group:
+            listening = asyncio.Event()
+
+            def announce(line: str) -> None:
+                said.append(line)
+                if "URI" in line:
+                    listening.set()
+
+            wanted = Forward(Wanted("orders"), unix=folder, port=5433)
+            group.create_task(forward(home, profile, wanted, announce=announce, report=pytest.fail))
+            await listening.wait()
+            assert folder.stat().st_mode & 0o777 == 0o700
+            reader, writer = await asyncio.open_unix_connection(str(folder / ".s.PGSQL.5433"))
+            writer.write(b"a")
+            assert await reader.readexactly(1) == b"A"
+            writer.close()
+            os.kill(os.getpid(), signal.SIGTERM)
+    assert said[0].startswith(f"listening on {folder}/.s.PGSQL.5433 for PostgreSQL database orders of example.com")
+    assert f'psql "host={folder} port=5433 user=alice dbname=shop"' in said[2]
+    assert list(folder.iterdir()) == []
+
+
+async def test_logging_out_ends_a_local_proxy_with_one_line(
+    home: Home, cas: Cas, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("monoport.client.renewal.LOOK", 0.01)
+    async with Database(upper).running(server_context(cas, alpn=ALPN)) as port:
+        profile = signed_in(home, cas, port)
+        database_login(home, cas, profile, "orders")
+
+        def announce(_line: str) -> None:
+            home.forget(profile)
+
+        with pytest.raises(Failure, match="you have logged out"):
+            async with asyncio.timeout(30):
+                await forward(
+                    home, profile, Forward(Wanted("orders"), tunnel=True), announce=announce, report=pytest.fail
+                )
 
 
 async def test_a_wide_listener_is_refused_before_anything_is_asked_of_the_cluster(home: Home, cas: Cas) -> None:

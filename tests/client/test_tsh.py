@@ -33,7 +33,7 @@ def test_help_lists_what_is_there_and_nothing_else(home: Home) -> None:
     assert commands(tsh(home, "--help").stdout) == [
         "config", "db", "login", "logout", "ls", "proxy", "scp", "ssh", "status",
     ]  # fmt: skip
-    assert commands(tsh(home, "db", "--help").stdout) == ["connect", "login", "logout", "ls"]
+    assert commands(tsh(home, "db", "--help").stdout) == ["config", "connect", "env", "login", "logout", "ls"]
     assert commands(tsh(home, "proxy", "--help").stdout) == ["db", "ssh"]
 
 
@@ -50,6 +50,8 @@ WITHOUT_LOGIN = [
     ("db", "login", "orders"),
     ("db", "logout"),
     ("db", "connect", "orders"),
+    ("db", "env", "orders"),
+    ("db", "config", "orders"),
 ]
 
 

@@ -6,18 +6,17 @@ this program once per connection and `tsh proxy ssh` needs few of them.
 # ruff: noqa: PLC0415, PLR0917 - click passes every option by its name
 
 import sys
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING
 
 import click
 
+from monoport.cli import tsh_databases
 from monoport.cli.run import Group, run, wait, warn
+from monoport.cli.tsh_options import format_option, proxy_option
 from monoport.client.profile import Home, Profile
 
 if TYPE_CHECKING:
     from monoport.client.front import Front
-
-Command = TypeVar("Command", bound=Callable[..., Any])
 
 _PASS = {"ignore_unknown_options": True, "allow_interspersed_args": False}
 
@@ -31,19 +30,6 @@ def main() -> None:
 @click.version_option(package_name="monoport", message="%(version)s")
 def tsh() -> None:
     """Reach servers and databases through a monoport proxy."""
-
-
-def proxy_option(command: Command) -> Command:
-    """Adds `--proxy`, for users with several."""
-    option = click.option("--proxy", metavar="HOST:PORT", envvar="TSH_PROXY", help="Not the current proxy.")
-    return option(command)
-
-
-def format_option(command: Command) -> Command:
-    """Adds `--format`, as `cli.tables` has it."""
-    choice = click.Choice(("text", "json", "yaml"))
-    option = click.option("--format", "output", type=choice, default="text", show_default=True, help="How to print.")
-    return option(command)
 
 
 def _front(profile: Profile) -> "Front":
@@ -214,107 +200,8 @@ def proxy_ssh(proxy: str | None, login: str, cluster: str, target: str | None) -
     wait(client_ssh.proxy_ssh(_front(profile), home.keys(profile), wanted))
 
 
-@proxy.command("db", short_help="A local port that leads to a database.")
-@proxy_option
-@click.option("-p", "--port", type=click.IntRange(0, 65_535), help="A port of 127.0.0.1; any free one if not given.")
-@click.option("--listen", "listen_on", metavar="ADDR:PORT", help="Listen there instead.")
-@click.option("--tunnel", is_flag=True, help="Present your certificate, so that clients connect without TLS.")
-@click.option("--share-identity", is_flag=True, help="Let --tunnel listen beyond loopback: who connects is you.")
-@click.option("--db-user", metavar="USER", default="", help="The database user that --tunnel connects as.")
-@click.option("--db-name", metavar="DATABASE", default="", help="The database inside it.")
-@click.argument("name")
-def proxy_db(
-    proxy: str | None,
-    port: int | None,
-    listen_on: str | None,
-    tunnel: bool,
-    share_identity: bool,
-    db_user: str,
-    db_name: str,
-    name: str,
-) -> None:
-    """A local port that leads to a database, until Ctrl-C."""
-    from monoport.client.databases import Wanted
-    from monoport.client.shell import Forward, forward
-
-    if port is not None and listen_on is not None:
-        raise click.UsageError("-p and --listen exclude each other")
-    home = Home.of()
-    database = Wanted(name, db_user, db_name)
-    wanted = Forward(database, listen_on or f"127.0.0.1:{port or 0}", tunnel, share_identity)
-    wait(forward(home, home.choose(proxy), wanted, announce=click.echo, report=warn))
-
-
-# --- databases
-
-
-@tsh.group(cls=Group)
-def db() -> None:
-    """Databases."""
-
-
-@db.command("ls")
-@proxy_option
-@format_option
-def db_ls(proxy: str | None, output: str) -> None:
-    """The databases that you may use."""
-    from monoport.cli.progress import wait_noting
-    from monoport.cli.tables import Column, show
-    from monoport.client.databases import listing
-
-    home = Home.of()
-    profile = home.choose(proxy)
-    rows = wait_noting(listing(home, profile), f"asking {profile.proxy}")
-    columns = (Column("NAME", "name", "bold"), Column("PROTOCOL", "protocol"), Column("LABELS", "labels"))
-    show(rows, (*columns, Column("LOGGED IN AS", "login")), output)
-
-
-@db.command("login")
-@proxy_option
-@click.option("--db-user", metavar="USER", default="", help="The database user.")
-@click.option("--db-name", metavar="DATABASE", default="", help="The database inside it.")
-@click.argument("name")
-def db_login(proxy: str | None, db_user: str, db_name: str, name: str) -> None:
-    """Get a certificate for one database."""
-    from monoport.cli.progress import wait_noting
-    from monoport.client import databases
-
-    home = Home.of()
-    profile = home.choose(proxy)
-    wanted = databases.Wanted(name, db_user, db_name)
-    done = wait_noting(databases.login(home, profile, wanted), f"asking {profile.proxy}")
-    click.echo(f"logged in to {name} as {databases.describe(done.destination)} until {done.expires:%Y-%m-%d %H:%M} UTC")
-    click.echo(f"certificate  {done.credentials.certificate}")
-    click.echo(f"key          {done.credentials.key}")
-    click.echo(f"connect      tsh db connect {name}")
-
-
-@db.command("logout")
-@proxy_option
-@click.argument("name", required=False)
-def db_logout(proxy: str | None, name: str | None) -> None:
-    """Remove the certificate for one database, or for all."""
-    from monoport.client import databases
-
-    home = Home.of()
-    for each in databases.logout(home, home.choose(proxy), name):
-        click.echo(f"logged out of database {each}")
-
-
-@db.command("connect", short_help="Open a database's own client.")
-@proxy_option
-@click.option("--db-user", metavar="USER", default="", help="The database user.")
-@click.option("--db-name", metavar="DATABASE", default="", help="The database inside it.")
-@click.argument("name")
-@click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="[-- OPTIONS OF THE CLIENT]...")
-def db_connect(proxy: str | None, db_user: str, db_name: str, name: str, arguments: tuple[str, ...]) -> int:
-    """Open a database's own client, such as psql; its exit status is ours. Words behind -- are the client's."""
-    from monoport.cli.progress import noting
-    from monoport.client.databases import Wanted
-    from monoport.client.shell import connect
-
-    home = Home.of()
-    return wait(connect(home, home.choose(proxy), Wanted(name, db_user, db_name), arguments, report=warn, busy=noting))
+proxy.add_command(tsh_databases.proxy_db)
+tsh.add_command(tsh_databases.db)
 
 
 if __name__ == "__main__":

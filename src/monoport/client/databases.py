@@ -95,24 +95,27 @@ async def borrow(home: Home, profile: Profile, folder: Path, wanted: Wanted) -> 
         return found
     async with auth_client(home, profile) as client:
         destination = await _destination(client, wanted, identity(home, profile))
-        return await _reissue(home, profile, client, destination, folder)
+        made = await _reissue(home, profile, client, destination, folder)
+    # One file for both: what is in it belongs together, even after a new login has made a new key.
+    bundle = made.credentials.certificate.with_name(f"{destination.name}.pem")
+    return Login(destination, made.expires, Credentials(bundle, bundle))
 
 
-async def current(home: Home, profile: Profile, wanted: Wanted) -> Login:
-    """The login on disk if it is good and for what is wanted, else a new one in its place."""
-    found = find(home, profile, wanted.name)
-    if found is not None and wanted.met_by(found):
-        return found
-    return await login(home, profile, wanted)
+async def current(home: Home, profile: Profile, folder: Path, wanted: Wanted) -> Login:
+    """The login on disk if it is for what is wanted; in its place a new one if there is none that is good.
+
+    One on disk for somebody else stays as it is, and a new one goes into the folder.
+    """
+    if find(home, profile, wanted.name) is None:
+        return await login(home, profile, wanted)
+    return await borrow(home, profile, folder, wanted)
 
 
-async def protocol(home: Home, profile: Profile, name: str) -> Description:
-    """The description of the protocol of a database in the cluster; raises Failure."""
-    found = find(home, profile, name)
-    if found is not None:
-        return protocol_of(found.destination)
+async def reissue(home: Home, profile: Profile, known: Login) -> Login:
+    """Gets a new certificate for the same, under the same paths. Raises Failure: refused, or the cluster is away."""
     async with auth_client(home, profile) as client:
-        return protocol_of(await _destination(client, Wanted(name), identity(home, profile)))
+        made = await _reissue(home, profile, client, known.destination, known.credentials.certificate.parent)
+    return Login(known.destination, made.expires, known.credentials)
 
 
 async def listing(home: Home, profile: Profile) -> list[dict[str, Any]]:
@@ -167,16 +170,23 @@ def find(home: Home, profile: Profile, name: str, now: datetime | None = None) -
 def logins(home: Home, profile: Profile) -> list[Login]:
     """The database logins on disk, ended ones too; files that are none of this cluster's are left out."""
     paths = home.keys(profile)
-    cas = TrustedCas.from_json(profile.cas)
     found = []
     for path in sorted(paths.databases(profile.cluster).glob("*-x509.pem")):
-        try:
-            identity = read_identity(path.read_bytes(), cas)
-        except (OSError, ValueError, Failure):
-            continue
-        if identity.destination is not None and identity.destination.name == path.name.removesuffix("-x509.pem"):
-            found.append(Login(identity.destination, identity.expires, Credentials(path, paths.key)))
+        one = read_login(profile, Credentials(path, paths.key))
+        if one is not None and one.destination.name == path.name.removesuffix("-x509.pem"):
+            found.append(one)
     return found
+
+
+def read_login(profile: Profile, credentials: Credentials) -> Login | None:
+    """The database login in these files, ended or not; None if they hold none of this cluster's."""
+    try:
+        identity = read_identity(credentials.certificate.read_bytes(), TrustedCas.from_json(profile.cas))
+    except (OSError, ValueError, Failure):
+        return None
+    if identity.destination is None or identity.destination.kind != "db":
+        return None
+    return Login(identity.destination, identity.expires, credentials)
 
 
 def logout(home: Home, profile: Profile, name: str | None = None) -> list[str]:

@@ -1,7 +1,7 @@
-"""Local proxies to databases as commands: one that lives until it is stopped, one as long as a client program.
+"""`tsh db connect`: a database's own client program, on a local proxy that lives as long as it does.
 
-Belongs here: which certificate, which program, with which words. Does not belong here: bytes
-(localproxy.py), signals (foreground.py).
+Belongs here: which program, with which words. Does not belong here: bytes (localproxy.py), signals (foreground.py), a
+local proxy for other programs (forward.py).
 """
 
 import asyncio
@@ -9,16 +9,17 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from monoport.client import databases
 from monoport.client.busy import Busy, quiet
-from monoport.client.foreground import run, until_stopped
-from monoport.client.front import Credentials, Front
-from monoport.client.localproxy import LocalProxy, Wrapping, listen, listen_unix
+from monoport.client.foreground import run
+from monoport.client.front import Front
+from monoport.client.listening import listen, listen_unix
+from monoport.client.localproxy import LocalProxy, Wrapping
 from monoport.client.names import Address
 from monoport.client.profile import Home, Profile
+from monoport.client.renewal import Keeper
 from monoport.errors import Failure
 from monoport.protocols.description import Description
 
@@ -58,14 +59,16 @@ async def connect(
         wrapping = Wrapping(Front(profile), protocol.alpn[0], login.credentials)
         wrapping.context()
         proxy, where = _listening(protocol, wrapping, Path(folder), report)
+        keeper = Keeper(home, profile, login, wrapping.adopt, report)
         words = where | chosen
         escaped = {name: _escaped(value, protocol.shell.escaped) for name, value in words.items()}
         command = [program, *(word.format(**escaped) for word in protocol.shell.arguments), *arguments]
         extra = {key: value.format(**words) for key, value in protocol.shell.environment}
         async with asyncio.TaskGroup() as group:
-            serving = group.create_task(proxy.serve())
+            serving = [group.create_task(proxy.serve()), group.create_task(keeper.run())]
             status = await run(command, {**environment, **extra})
-            serving.cancel()
+            for each in serving:
+                each.cancel()
     return status
 
 
@@ -102,57 +105,3 @@ def _program(protocol: Description, environment: Mapping[str, str]) -> str:
             else f"{protocol.shell.program} is not installed"
         )
     return found
-
-
-@dataclass(frozen=True, slots=True)
-class Forward:
-    """What `tsh proxy db` was asked for; `listen` is `ADDR:PORT`."""
-
-    database: databases.Wanted
-    listen: str
-    tunnel: bool = False
-    share_identity: bool = False
-
-
-async def forward(
-    home: Home, profile: Profile, wanted: Forward, *, announce: Callable[[str], None], report: Callable[[str], None]
-) -> None:
-    """`tsh proxy db`: a local port that leads to a database, until SIGINT or SIGTERM.
-
-    Args:
-        home: where the login is.
-        profile: the login.
-        wanted: as typed.
-        announce: called with a few lines once it listens.
-        report: called with one line for each connection that could not be joined.
-
-    Raises:
-        Failure: unknown, refused, or it cannot listen there.
-    """
-    address = Address.parse(wanted.listen, None, "address to listen on", least_port=0)
-    sockets = listen(address, lends_identity=wanted.tunnel, share_identity=wanted.share_identity)
-    try:
-        protocol, credentials = await _ends(home, profile, wanted)
-        wrapping = Wrapping(Front(profile), protocol.alpn[0], credentials)
-        wrapping.context()
-    except BaseException:
-        for each in sockets:
-            each.close()
-        raise
-    proxy = LocalProxy(wrapping, sockets, report)
-    announce(f"listening on {proxy.address} for {protocol.title} database {wanted.database.name} of {profile.cluster}")
-    if wanted.tunnel:
-        announce("clients connect without TLS and without a password; whoever can connect here acts as you")
-    else:
-        announce("clients bring TLS and the certificate of `tsh db login` themselves")
-    async with asyncio.TaskGroup() as group:
-        serving = group.create_task(proxy.serve())
-        await until_stopped()
-        serving.cancel()
-
-
-async def _ends(home: Home, profile: Profile, wanted: Forward) -> tuple[Description, Credentials | None]:
-    if not wanted.tunnel:
-        return await databases.protocol(home, profile, wanted.database.name), None
-    login = await databases.current(home, profile, wanted.database)
-    return databases.protocol_of(login.destination), login.credentials

@@ -22,6 +22,65 @@ class Shell:
     escaped: str = ""  # characters that take a backslash before them where a name is filled in
     socket: str = ""  # file name of a Unix socket in the folder that {host} then is, "" if the client knows none
 
+    @property
+    def socket_by_port(self) -> bool:
+        """Whether clients are told the socket's folder and a port, and make its name from those."""
+        return "{port}" in self.socket
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """One way to write a connection down, for people and programs to paste.
+
+    Args:
+        label: the program or format.
+        text: with {host}, {port}, {address} (both, as in a URI), {user}, {database}, and paths {cas}, {certificate},
+            {key} and {bundle} (certificate and key in one file) to fill in.
+        quote: makes a value safe inside the text; an {address} needs it not.
+        program: if the text is the one argument of a program, its name.
+    """
+
+    label: str
+    text: str
+    quote: Callable[[str], str] = str
+    program: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """A file of named sections in which a protocol's clients look up how to connect.
+
+    Args:
+        file: its path under `$HOME`. variable: of the environment, which may name another file; "" if there is none.
+        section: the section's name, made of {service}.
+        lines: key and value of each line, filled in as those of a Form; one whose value stays empty is left out.
+        use: how a section is used, with {service}.
+    """
+
+    file: str
+    variable: str
+    section: str
+    lines: tuple[tuple[str, str], ...]
+    use: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ways:
+    """How people and programs are told to connect.
+
+    Args:
+        lent: through a local proxy's port that brings the certificate. socket: the same on a Unix socket, {host} its
+            folder where clients are told the folder, else its path. own: through a port to which clients bring TLS.
+        environment: of programs that connect straight to the proxy; variables whose value stays empty are left out.
+        settings: the file for the same, if there is one.
+    """
+
+    lent: tuple[Form, ...] = ()
+    socket: tuple[Form, ...] = ()
+    own: tuple[Form, ...] = ()
+    environment: tuple[tuple[str, str], ...] = ()
+    settings: Settings | None = None
+
 
 @dataclass(frozen=True, slots=True)
 class Description:
@@ -33,6 +92,7 @@ class Description:
     front: Callable[[], Front]  # the proxy's side of the opening, one per connection
     engine: str  # module under agents/ that speaks to the real server
     shell: Shell
+    ways: Ways = Ways()
     needs_user: bool = True  # a login must name a database user
     needs_database: bool = True  # and a database
     aliases: tuple[str, ...] = ()  # further spellings of `name` that a configuration may use

@@ -1,10 +1,68 @@
 """PostgreSQL: values only."""
 
-from monoport.protocols.description import Description, Shell
+from functools import partial
+from urllib.parse import quote
+
+from monoport.protocols.description import Description, Form, Settings, Shell, Ways
 from monoport.routing.rows import DatabaseRule
 from monoport.wire.front import Why
+from monoport.wire.postgres.conninfo import quoted
 from monoport.wire.postgres.front import ALPN, PostgresFront
 from monoport.wire.postgres.messages import GSSENC_REQUEST, SSL_REQUEST
+
+_PERCENT = partial(quote, safe="")
+_WORDS = "host={host} port={port} user={user} dbname={database}"
+_FILES = "sslrootcert={cas} sslcert={certificate} sslkey={key}"
+# JDBC's driver takes a key as PEM where its file is called so, and asks which kind it is.
+_JDBC_FILES = "sslrootcert={cas}&sslcert={bundle}&sslkey={bundle}&pemKeyAlgorithm=EC"
+_JDBC = "jdbc:postgresql://{address}/{database}?user={user}"
+
+_WAYS = Ways(
+    lent=(
+        Form("psql", f"{_WORDS} sslmode=disable", quoted, "psql"),
+        Form("URI", "postgresql://{user}@{address}/{database}?sslmode=disable", _PERCENT),
+        Form("JDBC", f"{_JDBC}&sslmode=disable", _PERCENT),
+    ),
+    socket=(
+        Form("psql", _WORDS, quoted, "psql"),
+        Form("URI", "postgresql://{user}@/{database}?host={host}&port={port}", _PERCENT),
+    ),
+    own=(
+        Form("psql", f"{_WORDS} sslmode=verify-full {_FILES}", quoted, "psql"),
+        Form(
+            "URI",
+            "postgresql://{user}@{address}/{database}?sslmode=verify-full&sslrootcert={cas}&sslcert={certificate}&sslkey={key}",
+            _PERCENT,
+        ),
+        Form("JDBC", f"{_JDBC}&sslmode=verify-full&{_JDBC_FILES}", _PERCENT),
+    ),
+    environment=(
+        ("PGHOST", "{host}"),
+        ("PGPORT", "{port}"),
+        ("PGUSER", "{user}"),
+        ("PGDATABASE", "{database}"),
+        ("PGSSLMODE", "verify-full"),
+        ("PGSSLROOTCERT", "{cas}"),
+        ("PGSSLCERT", "{certificate}"),
+        ("PGSSLKEY", "{key}"),
+    ),
+    settings=Settings(
+        file=".pg_service.conf",
+        variable="PGSERVICEFILE",
+        section="{service}",
+        lines=(
+            ("host", "{host}"),
+            ("port", "{port}"),
+            ("user", "{user}"),
+            ("dbname", "{database}"),
+            ("sslmode", "verify-full"),
+            ("sslrootcert", "{cas}"),
+            ("sslcert", "{certificate}"),
+            ("sslkey", "{key}"),
+        ),
+        use="psql service={service}",
+    ),
+)
 
 PROTOCOL = Description(
     routing=DatabaseRule(
@@ -29,5 +87,6 @@ PROTOCOL = Description(
         escaped="\\'",
         socket=".s.PGSQL.{port}",
     ),
+    ways=_WAYS,
     aliases=("postgresql",),
 )

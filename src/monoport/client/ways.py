@@ -1,0 +1,185 @@
+"""How a connection to a database is written down: connection strings, variables, sections of settings files.
+
+Belongs here: filling in what a protocol's description has left open, and replacing one section of a user's file.
+Does not belong here: the forms themselves (`protocols/<name>.py`).
+"""
+
+import json
+import os
+import re
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from monoport.client import databases, files
+from monoport.client.names import Address
+from monoport.client.profile import Home, Profile, user_home
+from monoport.errors import Failure
+from monoport.protocols.description import Description, Form, Settings
+
+MAX_FILE = 1 << 20  # bytes of a settings file that is read and written again; people's have a few KiB
+_SERVICE = re.compile(r"[A-Za-z0-9_.-]{1,64}", re.ASCII)  # stands between brackets and behind `service=` alike
+_MARK = "# by tsh db config: "  # begins the first line of a section that is ours
+
+
+def words(home: Home, profile: Profile, login: databases.Login, at: Address) -> dict[str, str]:
+    """The values that a Form is filled in with, for a login that is used at an address."""
+    destination, credentials = login.destination, login.credentials
+    bundle = credentials.certificate.with_name(f"{destination.name}.pem")
+    return {
+        "host": at.host,
+        "port": str(at.port),
+        "address": str(at),
+        "user": destination.user,
+        "database": destination.database,
+        "cas": str(home.keys(profile).cas),
+        "certificate": str(credentials.certificate),
+        "key": str(credentials.key),
+        "bundle": str(bundle),
+    }
+
+
+def filled(form: Form, found: Mapping[str, str]) -> str:
+    """A form with its values; what the login leaves to the client is written in capitals."""
+    known = {name: value or name.upper() for name, value in found.items()}
+    quoted = {name: value if name == "address" else form.quote(value) for name, value in known.items()}
+    text = form.text.format(**quoted)
+    return f"{form.program} {_in_double_quotes(text)}" if form.program else text
+
+
+def _in_double_quotes(text: str) -> str:
+    return '"' + "".join("\\" + char if char in '"\\$`' else char for char in text) + '"'
+
+
+def environment(home: Home, profile: Profile, name: str) -> dict[str, str]:
+    """`tsh db env`: the variables by which programs reach a database straight at the proxy.
+
+    Raises:
+        Failure: not logged in to it, or its protocol has none.
+    """
+    login, protocol = _login(home, profile, name)
+    found = words(home, profile, login, _straight(profile))
+    pairs = {variable: text.format(**found) for variable, text in protocol.ways.environment}
+    if not pairs:
+        raise Failure(f"programs for {protocol.title} take no such settings from the environment")
+    return {variable: value for variable, value in pairs.items() if value}
+
+
+def exports(pairs: Mapping[str, str], output: str = "text") -> str:
+    """The variables for a shell to evaluate, or as a JSON object."""
+    if output == "json":
+        return json.dumps(pairs, indent=2) + "\n"
+    return "".join(f"export {variable}={shlex.quote(value)}\n" for variable, value in pairs.items())
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One section of a settings file: where it belongs, its lines, and how it is used."""
+
+    path: Path
+    section: str
+    lines: tuple[str, ...]
+    use: str
+
+    @property
+    def text(self) -> str:
+        """The section as it stands in the file."""
+        return "\n".join((f"[{self.section}]", *self.lines)) + "\n"
+
+
+def entry(home: Home, profile: Profile, name: str, service: str = "", environ: Mapping[str, str] = os.environ) -> Entry:
+    """`tsh db config`: a section that names files, not what is in them, and so outlives every renewal.
+
+    Args:
+        home, profile: the user's login.
+        name: of the database. service: of the section, as the database if empty.
+        environ: for `~`, and for a file that a variable names.
+
+    Raises:
+        Failure: not logged in to it, its protocol has no such file, or a value cannot stand in one.
+    """
+    login, protocol = _login(home, profile, name)
+    settings = protocol.ways.settings
+    if settings is None:
+        raise Failure(f"programs for {protocol.title} read no settings file: use tsh proxy db or tsh db env")
+    service = _service(service or name)
+    found = words(home, profile, login, _straight(profile))
+    pairs = ((key, text.format(**found)) for key, text in settings.lines)
+    lines = [f"{_MARK}database {name} of {profile.cluster}", *(f"{key}={value}" for key, value in pairs if value)]
+    if any(not line.isprintable() for line in lines):
+        raise Failure(f"a path or name with control characters cannot stand in {settings.file}")
+    section = settings.section.format(service=service)
+    return Entry(_file(settings, environ), section, tuple(lines), settings.use.format(service=service))
+
+
+def _service(service: str) -> str:
+    """The service's name, if it can stand between brackets and behind `service=`; raises Failure."""
+    if not _SERVICE.fullmatch(service):
+        raise Failure(f"{service!r} cannot be a service: at most 64 letters, digits and -_.")
+    return service
+
+
+def write(home: Home, made: Entry) -> None:
+    """Puts the section into its file in one step, in place of an earlier one of ours; all else stays, byte by byte.
+
+    Raises:
+        Failure: the file has a section of this name that is not ours, or it cannot be read or written.
+    """
+    try:
+        with files.locked(home.path):  # one tsh at a time; what others do to the file meanwhile is between them and it
+            files.make_folder(made.path.parent)
+            before, mode = _read(made.path)
+            files.replace(made.path, _with_section(before, made), mode)
+    except OSError as error:
+        raise Failure(f"cannot write {made.path}: {(error.strerror or str(error)).lower()}") from None
+
+
+def _login(home: Home, profile: Profile, name: str) -> tuple[databases.Login, Description]:
+    """A login that is on disk, ended or not: what is written about it holds after its renewal."""
+    login = next((each for each in databases.logins(home, profile) if each.destination.name == name), None)
+    if login is None:
+        raise Failure(f"not logged in to a database {name!r}: tsh db login {name}")
+    return login, databases.protocol_of(login.destination)
+
+
+def _straight(profile: Profile) -> Address:
+    """The proxy's port under the name that its certificate is checked for."""
+    return Address(profile.server_name, profile.proxy.port)
+
+
+def _file(settings: Settings, environ: Mapping[str, str]) -> Path:
+    named = environ.get(settings.variable) if settings.variable else None
+    return Path(named).absolute() if named else user_home(environ) / settings.file
+
+
+def _read(path: Path) -> tuple[bytes, int]:
+    """The file as it is and its permission bits; for one that is not there, what a new one gets."""
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_FILE + 1)
+            mode = os.fstat(file.fileno()).st_mode & 0o777
+    except FileNotFoundError:
+        return b"", files.PRIVATE_FILE
+    if len(content) > MAX_FILE:
+        raise Failure(f"{path} has more than {MAX_FILE} bytes: it is left alone")
+    return content, mode
+
+
+def _with_section(before: bytes, made: Entry) -> bytes:
+    lines = before.splitlines(keepends=True)
+    header = f"[{made.section}]".encode()
+    text = made.text.encode("utf-8", "surrogateescape")
+    start = next((number for number, line in enumerate(lines) if line.strip().startswith(header)), None)
+    if start is None:
+        gap = b"" if not before else b"\n" if before.endswith(b"\n") else b"\n\n"
+        return before + gap + text
+    end = start + 1
+    if end == len(lines) or not lines[end].startswith(_MARK.encode()):
+        raise Failure(
+            f"{made.path} has a section [{made.section}] that tsh did not write: choose another name with --service"
+        )
+    end += 1
+    while end < len(lines) and lines[end].strip()[:1] not in (b"", b"#", b"["):
+        end += 1
+    return b"".join(lines[:start]) + text + b"".join(lines[end:])

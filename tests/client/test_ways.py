@@ -1,0 +1,153 @@
+"""How connections are written down: connection strings, variables, and one section of a user's file."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import stat
+import subprocess
+from pathlib import Path
+
+import psycopg
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from monoport.client import databases, ways
+from monoport.client.names import Address
+from monoport.client.profile import Home
+from monoport.errors import Failure
+from monoport.protocols.postgres import PROTOCOL
+from monoport.wire.postgres.conninfo import quoted
+
+from .conftest import Cas, database_login, signed_in
+
+ODD = 'o\'neil \\ $HOME `x` "q" &?#'
+
+
+@given(st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"])))
+def test_libpq_reads_back_what_was_quoted(value: str) -> None:
+    assert psycopg.conninfo.conninfo_to_dict(f"user={quoted(value)} dbname=x") == {"user": value, "dbname": "x"}
+
+
+@pytest.mark.parametrize("way", ["lent", "own", "socket"])
+def test_every_form_leads_where_it_should_whatever_the_names(home: Home, cas: Cas, way: str) -> None:
+    profile = signed_in(home, cas, 1)
+    database_login(home, cas, profile, "orders", db_user=ODD, database="shop")
+    (login,) = databases.logins(home, profile)
+    at = Address("/run/x" if way == "socket" else "127.0.0.1", 5433)
+    found = ways.words(home, profile, login, at)
+    for form in getattr(PROTOCOL.ways, way):
+        text = ways.filled(form, found)
+        if form.label == "JDBC":
+            assert text.startswith("jdbc:postgresql://127.0.0.1:5433/shop?user=o%27neil%20")
+            continue
+        if form.program:
+            shown = subprocess.run(["sh", "-c", f"printf '%s\\n' {text}"], capture_output=True, text=True, check=True)
+            program, text = shown.stdout.removesuffix("\n").split("\n", 1)
+            assert program == "psql"
+        read = psycopg.conninfo.conninfo_to_dict(text)
+        assert (read["host"], str(read["port"]), read["user"], read["dbname"]) == (at.host, "5433", ODD, "shop")
+        if way == "own":
+            keys = home.keys(profile)
+            assert read["sslmode"] == "verify-full"
+            assert [read[name] for name in ("sslrootcert", "sslcert", "sslkey")] == [
+                str(keys.cas), str(keys.database("example.com", "orders")), str(keys.key)
+            ]  # fmt: skip
+
+
+def test_what_the_login_leaves_open_is_in_capitals_and_addresses_of_ipv6_in_brackets(home: Home, cas: Cas) -> None:
+    profile = signed_in(home, cas, 1)
+    database_login(home, cas, profile, "orders")
+    (login,) = databases.logins(home, profile)
+    psql, uri, _ = PROTOCOL.ways.lent
+    found = ways.words(home, profile, login, Address("::1", 5432))
+    assert ways.filled(psql, found) == 'psql "host=::1 port=5432 user=USER dbname=DATABASE sslmode=disable"'
+    assert ways.filled(uri, found) == "postgresql://USER@[::1]:5432/DATABASE?sslmode=disable"
+
+
+def test_variables_for_a_shell_and_as_json(home: Home, cas: Cas) -> None:
+    profile = signed_in(home, cas, 3080)
+    database_login(home, cas, profile, "orders", db_user=ODD)
+    pairs = ways.environment(home, profile, "orders")
+    assert (pairs["PGHOST"], pairs["PGPORT"], pairs["PGUSER"]) == ("localhost", "3080", ODD)
+    assert "PGDATABASE" not in pairs, "any database: the client names it"
+    assert json.loads(ways.exports(pairs, "json")) == pairs
+    shown = subprocess.run(
+        ["sh", "-c", ways.exports(pairs) + 'printf %s "$PGUSER"'], capture_output=True, text=True, check=True
+    )
+    assert shown.stdout == ODD
+    assert all(shlex.split(line)[0] == "export" for line in ways.exports(pairs).splitlines())
+    with pytest.raises(Failure, match="not logged in to a database 'stock': tsh db login stock"):
+        ways.environment(home, profile, "stock")
+
+
+OTHERS = b"# mine\n[theirs]\nhost=h\n\n  [orders2]\r\nport=1\n# about the next\n[last]\nuser=\xff"
+
+
+def test_a_section_is_added_and_replaced_and_nothing_else_changes(home: Home, cas: Cas, tmp_path: Path) -> None:
+    profile = signed_in(home, cas, 3080)
+    database_login(home, cas, profile, "orders", db_user="alice", database="shop")
+    path = tmp_path / ".pg_service.conf"
+    path.write_bytes(OTHERS)
+    path.chmod(0o640)
+    environ = {"HOME": str(tmp_path)}
+    made = ways.entry(home, profile, "orders", environ=environ)
+    assert (made.path, made.section, made.use) == (path, "orders", "psql service=orders")
+    ways.write(home, made)
+    assert path.read_bytes() == OTHERS + b"\n\n" + made.text.encode()
+    path.write_bytes(path.read_bytes() + b"# after\n[end]\nhost=e\n")
+
+    database_login(home, cas, profile, "orders", db_user="reader")
+    again = ways.entry(home, profile, "orders", environ=environ)
+    ways.write(home, again)
+    ways.write(home, again)
+    assert path.read_bytes() == OTHERS + b"\n\n" + again.text.encode() + b"# after\n[end]\nhost=e\n"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o640
+    assert "user=reader\n" in again.text
+    assert "dbname" not in again.text
+    assert "BEGIN" not in again.text, "paths, not what is in them"
+    assert sorted(each.name for each in tmp_path.iterdir()) == [".pg_service.conf", "tsh"]
+
+
+def test_a_section_that_is_not_ours_is_left_alone(home: Home, cas: Cas, tmp_path: Path) -> None:
+    profile = signed_in(home, cas, 3080)
+    database_login(home, cas, profile, "orders")
+    path = tmp_path / "services"
+    path.write_bytes(b"[orders]\nhost=h\n")
+    environ = {"PGSERVICEFILE": str(path)}
+    with pytest.raises(Failure, match=r"has a section \[orders\] that tsh did not write.*--service"):
+        ways.write(home, ways.entry(home, profile, "orders", environ=environ))
+    assert path.read_bytes() == b"[orders]\nhost=h\n"
+    ways.write(home, ways.entry(home, profile, "orders", "mine", environ=environ))
+    assert path.read_bytes().startswith(
+        b"[orders]\nhost=h\n\n[mine]\n# by tsh db config: database orders of example.com\n"
+    )
+
+
+def test_a_new_file_is_private(home: Home, cas: Cas, tmp_path: Path) -> None:
+    profile = signed_in(home, cas, 3080)
+    database_login(home, cas, profile, "orders")
+    made = ways.entry(home, profile, "orders", environ={"HOME": str(tmp_path / "new")})
+    ways.write(home, made)
+    assert stat.S_IMODE(made.path.stat().st_mode) == 0o600
+    assert made.path.read_text() == made.text
+
+
+@pytest.mark.parametrize("service", ["a]b", "a\nb", "x" * 65, "ä", "a b"])
+def test_names_that_would_end_a_section(home: Home, cas: Cas, service: str) -> None:
+    profile = signed_in(home, cas, 3080)
+    database_login(home, cas, profile, "orders")
+    with pytest.raises(Failure, match="cannot be a service"):
+        ways.entry(home, profile, "orders", service)
+
+
+def test_files_too_large_or_not_files_are_left_alone(home: Home, cas: Cas, tmp_path: Path) -> None:
+    profile = signed_in(home, cas, 3080)
+    database_login(home, cas, profile, "orders")
+    path = tmp_path / "large"
+    path.write_bytes(b"#" * (ways.MAX_FILE + 1))
+    with pytest.raises(Failure, match="is left alone"):
+        ways.write(home, ways.entry(home, profile, "orders", environ={"PGSERVICEFILE": str(path)}))
+    with pytest.raises(Failure, match=r"cannot write .*: is a directory"):
+        ways.write(home, ways.entry(home, profile, "orders", environ={"PGSERVICEFILE": str(tmp_path)}))
