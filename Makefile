@@ -36,13 +36,14 @@ bench: .venv/installed
 soak: .venv/installed
 	$(BIN)/pytest -m soak -n 0 --timeout=0
 
-# What the tests start, from Debian: everything but this needs no root.
+# What the tests start: from Debian, which alone needs root, and drivers of other languages from npm and Maven Central.
 packages:
 	@scripts/packages --install
+	@scripts/clients
 
 .venv/installed: requirements/dev.txt pyproject.toml scripts/environment
 	@scripts/environment "$(PYTHON)"
 	@touch $@
 
 clean:
-	rm -rf .venv build dist bench/build .coverage* .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .venv .clients build dist bench/build .coverage* .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

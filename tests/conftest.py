@@ -35,6 +35,9 @@ PACKAGES = {
     "postgres": "postgresql",
     "curl": "curl",
     "openssl": "openssl",
+    "node": "nodejs",
+    "java": "default-jdk-headless",
+    "javac": "default-jdk-headless",
     "haproxy": "haproxy",
     "xauth": "xauth",
     "xdpyinfo": "x11-utils",
@@ -63,6 +66,17 @@ def require(name: str) -> str:
             pytest.fail(reason)
         pytest.skip(reason)
     return path
+
+
+def fetched(path: str) -> Path:
+    """A file that `scripts/clients` gets for the tests; without it as `require` does."""
+    found = Path(__file__).parents[1] / ".clients" / path
+    if not found.exists():
+        reason = f"{MISSING}{path}: run scripts/clients"
+        if os.environ.get("CI"):
+            pytest.fail(reason)
+        pytest.skip(reason)
+    return found
 
 
 @pytest.fixture(scope="session", name="need")

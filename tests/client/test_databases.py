@@ -109,7 +109,7 @@ async def test_login_asks_auth_through_the_proxy_and_writes_private_files(home: 
     assert set(auth.server_names) == {"example.com"}
     assert done.destination == Destination("db", "orders", "postgres", "alice", "shop")
     folder = home.keys(profile).folder / "alice-db" / "example.com"
-    assert sorted(path.name for path in folder.iterdir()) == ["orders-x509.pem", "orders.pem"]
+    assert sorted(path.name for path in folder.iterdir()) == ["orders-x509.pem", "orders.key", "orders.pem"]
     for path in folder.iterdir():
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
     for each in (folder, folder.parent):

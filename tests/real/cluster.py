@@ -194,9 +194,9 @@ class Cluster:
         )
         return value
 
-    def agent(self, name: str, kinds: str, services: str) -> Daemon:
-        """An agent that joins with a token of its own through the one port; not started yet."""
-        token = self.token(kinds)
+    def agent(self, name: str, kinds: str, services: str, *, token: dict[str, Any] | None = None) -> Daemon:
+        """An agent that joins with a token of its own, or this one, through the one port; not started yet."""
+        token = token or self.token(kinds)
         config = self.root / f"{name}.yaml"
         config.write_text(
             f"version: v3\n"

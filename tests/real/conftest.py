@@ -5,6 +5,7 @@ from __future__ import annotations
 import getpass
 import os
 import pwd
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,13 @@ from pathlib import Path
 import pytest
 
 from . import clients
-from .cluster import Cluster, Person, wait_until
+from .cluster import BIN, Cluster, Person, free_port, wait_until
+from .postgres import PostgresServer
+
+POSTGRES = """
+create role alice login; create role reader login; create role mallory login;
+create database app owner alice;
+"""
 
 _HEARD = pytest.StashKey[dict[clients.Client, list[str]]]()
 _EAR = pytest.StashKey[clients.Ear]()
@@ -61,6 +68,48 @@ def alice(cluster: Cluster) -> Iterator[Person]:
     yield person
     agent.terminate()
     agent.wait()
+
+
+@pytest.fixture(scope="session")
+def server(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory, need) -> Iterator[PostgresServer]:
+    """A real PostgreSQL whose certificate `tctl auth sign --format=db` made, and an agent beside it."""
+    need("postgres")
+    folder = tmp_path_factory.mktemp("certificates")
+    cluster.tctl("auth", "sign", "--format=db", "--host=localhost,127.0.0.1", f"--out={folder}/server")
+    server = PostgresServer.from_files(folder / "server")
+    server.start()
+    server.sql(POSTGRES)
+    agent = cluster.agent(
+        "dbhost",
+        "db",
+        "db_service:\n  enabled: yes\n  databases:\n"
+        f"    - {{name: pg, protocol: postgres, uri: 'localhost:{server.port}', static_labels: {{env: test}}}}\n"
+        f"    - {{name: gone, protocol: postgres, uri: 'localhost:{free_port()}'}}\n",
+    )
+    agent.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def dba(server: PostgresServer, alice: Person) -> Person:
+    """Alice, with the database in her list."""
+    wait_until(lambda: "pg" in alice.tsh("db", "ls").stdout, 15, "the database in tsh db ls")
+    return alice
+
+
+@pytest.fixture
+def tunnel(dba: Person) -> Iterator[int]:
+    """`tsh proxy db --tunnel` on a port of its own."""
+    dba.tsh("db", "login", "pg", "--db-user=alice", "--db-name=app")
+    port = free_port()
+    words = [BIN / "tsh", "proxy", "db", "-p", str(port), "--tunnel", "pg"]
+    with subprocess.Popen(words, env=dba.env(), stdout=subprocess.PIPE) as proxy:
+        assert proxy.stdout is not None
+        assert str(port).encode() in proxy.stdout.readline()
+        yield port
+        proxy.send_signal(signal.SIGINT)
+        proxy.wait(10)
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from pathlib import Path
 from monoport.daemon.demo import postgres
 from monoport.daemon.demo.postgres import HBA
 
-from .cluster import free_port
+from .cluster import Cluster, Person, free_port
 
 
 class PostgresServer(postgres.PostgresServer):
@@ -44,3 +44,13 @@ class PostgresServer(postgres.PostgresServer):
         (self._data / "pg_hba.conf").write_text(lines)
         self.sql("select pg_reload_conf()")
         self.sql("select 1")  # a new connection: the postmaster has read the file before it took this one
+
+
+def straight(cluster: Cluster, person: Person, database: str = "pg", user: str = "alice", name: str = "app") -> str:
+    """libpq's words for reaching the database straight on the port, with no local proxy."""
+    keys = person.home / ".tsh" / "keys" / "localhost"
+    certificate = f"{keys}/alice-db/example.com/{database}-x509.pem"
+    return (
+        f"host={database}.db.localhost hostaddr=127.0.0.1 port={cluster.port} user={user} dbname={name} "
+        f"sslmode=verify-full sslrootcert={keys}/certs.pem sslcert={certificate} sslkey={keys}/alice connect_timeout=15"
+    )

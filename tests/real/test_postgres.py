@@ -8,7 +8,6 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import asyncpg
@@ -16,67 +15,11 @@ import psycopg
 import pytest
 
 from .clients import Client, distribution, program
-from .cluster import BIN, Cluster, Person, free_port, wait_until
-from .postgres import PostgresServer
+from .cluster import BIN, Cluster, Person, wait_until
+from .postgres import PostgresServer, straight
 
 PSQL = program("psql", "--version")
 DIRECT = "straight to the port: `host=pg.db.localhost sslmode=verify-full sslrootcert=… sslcert=… sslkey=…`"
-SETUP = """
-create role alice login; create role reader login; create role mallory login;
-create database app owner alice;
-"""
-
-
-@pytest.fixture(scope="session")
-def server(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory, need) -> Iterator[PostgresServer]:
-    """A real PostgreSQL whose certificate `tctl auth sign --format=db` made, and an agent beside it."""
-    need("postgres")
-    folder = tmp_path_factory.mktemp("certificates")
-    cluster.tctl("auth", "sign", "--format=db", "--host=localhost,127.0.0.1", f"--out={folder}/server")
-    server = PostgresServer.from_files(folder / "server")
-    server.start()
-    server.sql(SETUP)
-    agent = cluster.agent(
-        "dbhost",
-        "db",
-        "db_service:\n  enabled: yes\n  databases:\n"
-        f"    - {{name: pg, protocol: postgres, uri: 'localhost:{server.port}', static_labels: {{env: test}}}}\n"
-        f"    - {{name: gone, protocol: postgres, uri: 'localhost:{free_port()}'}}\n",
-    )
-    agent.start()
-    yield server
-    server.stop()
-
-
-@pytest.fixture
-def dba(server: PostgresServer, alice: Person) -> Person:
-    """Alice, with the database in her list."""
-    wait_until(lambda: "pg" in alice.tsh("db", "ls").stdout, 15, "the database in tsh db ls")
-    return alice
-
-
-@pytest.fixture
-def tunnel(dba: Person) -> Iterator[int]:
-    """`tsh proxy db --tunnel` on a port of its own."""
-    dba.tsh("db", "login", "pg", "--db-user=alice", "--db-name=app")
-    port = free_port()
-    words = [BIN / "tsh", "proxy", "db", "-p", str(port), "--tunnel", "pg"]
-    with subprocess.Popen(words, env=dba.env(), stdout=subprocess.PIPE) as proxy:
-        assert proxy.stdout is not None
-        assert str(port).encode() in proxy.stdout.readline()
-        yield port
-        proxy.send_signal(signal.SIGINT)
-        proxy.wait(10)
-
-
-def direct(cluster: Cluster, person: Person, database: str = "pg", user: str = "alice", name: str = "app") -> str:
-    """libpq's words for reaching the database straight on the port, with no local proxy."""
-    keys = person.home / ".tsh" / "keys" / "localhost"
-    certificate = f"{keys}/alice-db/example.com/{database}-x509.pem"
-    return (
-        f"host={database}.db.localhost hostaddr=127.0.0.1 port={cluster.port} user={user} dbname={name} "
-        f"sslmode=verify-full sslrootcert={keys}/certs.pem sslcert={certificate} sslkey={keys}/alice connect_timeout=15"
-    )
 
 
 @pytest.mark.client(Client("psql", "postgres", "`tsh db connect pg`", PSQL))
@@ -151,7 +94,7 @@ def test_ctrl_c_in_psql_cancels(dba: Person, server: PostgresServer, need) -> No
 @pytest.mark.client(Client("psql", "postgres", DIRECT, PSQL))
 def test_plain_psql_straight_to_the_port(cluster: Cluster, dba: Person, need) -> None:
     dba.tsh("db", "login", "pg", "--db-user=alice", "--db-name=app")
-    done = dba.run(need("psql"), direct(cluster, dba), "-Atc", "select current_user")
+    done = dba.run(need("psql"), straight(cluster, dba), "-Atc", "select current_user")
     assert done.stdout == "alice\n"
 
 
@@ -165,7 +108,7 @@ def test_a_server_can_take_only_certificates_that_were_signed_for_this_database(
         for database, code in (("other", 2), ("pg", 0)):
             ident.write_text(f"""pinned "/^CN=([a-z0-9_]+),OU={database},O=example\\.com$" \\1\n""")
             server.set_hba("local all all trust\nhostssl all all 127.0.0.1/32 cert clientname=DN map=pinned\n")
-            done = dba.run(need("psql"), direct(cluster, dba), "-Atc", "select current_user", code=code)
+            done = dba.run(need("psql"), straight(cluster, dba), "-Atc", "select current_user", code=code)
             assert done.stdout == ("alice\n" if code == 0 else "")
     finally:
         ident.write_text(before)
@@ -176,7 +119,7 @@ def test_a_server_can_take_only_certificates_that_were_signed_for_this_database(
 def test_new_libpq_offers_its_alpn_after_sslrequest(cluster: Cluster, dba: Person) -> None:
     assert psycopg.pq.version() >= 170000, "psycopg's own libpq offers ALPN postgresql"
     dba.tsh("db", "login", "pg", "--db-user=alice", "--db-name=app")
-    with psycopg.connect(direct(cluster, dba)) as connection:
+    with psycopg.connect(straight(cluster, dba)) as connection:
         assert connection.execute("select 1").fetchone() == (1,)
         connection.cancel_safe()
 
@@ -187,13 +130,13 @@ def test_a_denial_names_what_was_refused(cluster: Cluster, dba: Person, need, us
     assert refused.returncode == 1
     assert says in refused.stderr
     dba.tsh("db", "login", "pg", "--db-user=alice", "--db-name=app")
-    done = dba.run(need("psql"), direct(cluster, dba, user=user, name=name), "-c", "select 1", code=2)
+    done = dba.run(need("psql"), straight(cluster, dba, user=user, name=name), "-c", "select 1", code=2)
     assert says in done.stderr
 
 
 def test_no_certificate_no_byte_to_the_server(cluster: Cluster, dba: Person, server: PostgresServer, need) -> None:
     before = server.log_text().count("connection received")
-    words = " ".join(word for word in direct(cluster, dba).split() if not word.startswith(("sslcert", "sslkey")))
+    words = " ".join(word for word in straight(cluster, dba).split() if not word.startswith(("sslcert", "sslkey")))
     done = dba.run(need("psql"), words + " sslcert=/nowhere", "-c", "select 1", code=2)
     assert done.stderr
     assert server.log_text().count("connection received") == before

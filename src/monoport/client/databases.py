@@ -203,6 +203,7 @@ def logout(home: Home, profile: Profile, name: str | None = None) -> list[str]:
     for each in chosen:
         files.remove(paths.database(profile.cluster, each))
         files.remove(paths.database_bundle(profile.cluster, each))
+        files.remove(paths.database_key(profile.cluster, each))
     return chosen
 
 
@@ -261,4 +262,5 @@ async def _reissue(home: Home, profile: Profile, client: AuthClient, destination
         files.make_folder(folder)
         files.replace(certificate, answer.certificate.encode())
         files.replace(folder / f"{name}.pem", answer.certificate.encode() + pair.private.encode())
+        files.replace(folder / f"{name}.key", pair.private.encode())
     return Login(destination, answer.expires, Credentials(certificate, paths.key))

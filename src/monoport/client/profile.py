@@ -107,6 +107,10 @@ class UserFiles:
         """The certificate for one database, PEM."""
         return self.databases(cluster) / f"{file_name(name, 'database')}-x509.pem"
 
+    def database_key(self, cluster: str, name: str) -> Path:
+        """The private key once more, for clients that know what a file holds by how its name ends."""
+        return self.databases(cluster) / f"{file_name(name, 'database')}.key"
+
     def database_bundle(self, cluster: str, name: str) -> Path:
         """Certificate and key for one database in one file, for clients that want them so."""
         return self.databases(cluster) / f"{file_name(name, 'database')}.pem"

@@ -26,7 +26,7 @@ _MARK = "# by tsh db config: "  # begins the first line of a section that is our
 def words(home: Home, profile: Profile, login: databases.Login, at: Address) -> dict[str, str]:
     """The values that a Form is filled in with, for a login that is used at an address."""
     destination, credentials = login.destination, login.credentials
-    bundle = credentials.certificate.with_name(f"{destination.name}.pem")
+    folder, name = credentials.certificate.parent, destination.name
     return {
         "host": at.host,
         "port": str(at.port),
@@ -36,7 +36,9 @@ def words(home: Home, profile: Profile, login: databases.Login, at: Address) -> 
         "cas": str(home.keys(profile).cas),
         "certificate": str(credentials.certificate),
         "key": str(credentials.key),
-        "bundle": str(bundle),
+        "named_certificate": str(folder / f"{name}-x509.pem"),
+        "named_key": str(folder / f"{name}.key"),
+        "bundle": str(folder / f"{name}.pem"),
     }
 
 

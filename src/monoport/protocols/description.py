@@ -34,8 +34,9 @@ class Form:
 
     Args:
         label: the program or format.
-        text: with {host}, {port}, {address} (both, as in a URI), {user}, {database}, and paths {cas}, {certificate},
-            {key} and {bundle} (certificate and key in one file) to fill in.
+        text: with {host}, {port}, {address} (both, as in a URI), {user}, {database}, and paths to fill in: {cas},
+            {certificate} and {key}; {named_certificate} and {named_key}, whose names end in .pem and .key; {bundle},
+            certificate and key in one file.
         quote: makes a value safe inside the text; an {address} needs it not.
         program: if the text is the one argument of a program, its name.
     """

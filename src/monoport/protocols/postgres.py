@@ -13,8 +13,8 @@ from monoport.wire.postgres.messages import GSSENC_REQUEST, SSL_REQUEST
 _PERCENT = partial(quote, safe="")
 _WORDS = "host={host} port={port} user={user} dbname={database}"
 _FILES = "sslrootcert={cas} sslcert={certificate} sslkey={key}"
-# JDBC's driver takes a key as PEM where its file is called so, and asks which kind it is.
-_JDBC_FILES = "sslrootcert={cas}&sslcert={bundle}&sslkey={bundle}&pemKeyAlgorithm=EC"
+# JDBC's driver takes a key as PEM where its file's name ends so, and asks which kind it is.
+_JDBC_FILES = "sslrootcert={cas}&sslcert={named_certificate}&sslkey={named_key}&pemKeyAlgorithm=EC"
 _JDBC = "jdbc:postgresql://{address}/{database}?user={user}"
 
 _WAYS = Ways(
