@@ -196,14 +196,93 @@ def test_a_failed_write_leaves_nothing_half_and_the_next_may_succeed(tmp_path, l
     segments.close()
 
 
-def test_after_a_failed_sync_nothing_is_taken_any_more(tmp_path, line, monkeypatch):
+def always(error):
+    def fail(*_arguments):
+        raise OSError(error, os.strerror(error))
+
+    return fail
+
+
+def test_after_a_failed_sync_nothing_more_goes_into_that_file(tmp_path, line, monkeypatch):
     segments = Segments(tmp_path)
-    monkeypatch.setattr(os, "fdatasync", failing(os.fdatasync, errno.EIO))
-    for _ in range(2):
+    segments.write([line(1)])
+    with monkeypatch.context() as disk:
+        disk.setattr(os, "fdatasync", always(errno.EIO))
+        for number in (2, 3, 4):
+            with pytest.raises(SpoolError, match="cannot sync the spool"):
+                segments.write([line(number)])
         with pytest.raises(SpoolError, match="cannot sync the spool"):
-            segments.write([line(1)])
-    assert numbers(segments) == []
+            segments.probe()
+    assert files(tmp_path) == ["events-0000000000000001.log", "events-0000000000000002.log"], "one more, not one a try"
+    segments.write([line(5)])
+    assert numbers(segments) == [1, 5]
     segments.close()
+    again = Segments(tmp_path)
+    assert [number for number in numbers(again) if number in {1, 5}] == [1, 5]
+    again.close()
+
+
+def test_where_not_even_another_file_can_be_made_it_is_tried_again(tmp_path, line, monkeypatch):
+    segments = Segments(tmp_path)
+    segments.write([line(1)])
+    with monkeypatch.context() as disk:
+        disk.setattr(os, "fdatasync", always(errno.EIO))
+        disk.setattr(os, "open", always(errno.ENOSPC))
+        for _ in range(2):
+            with pytest.raises(SpoolError, match="cannot sync the spool"):
+                segments.write([line(2)])
+    segments.write([line(3)])
+    assert numbers(segments) == [1, 3]
+    segments.close()
+
+
+def test_a_probe_leaves_nothing_and_fails_like_a_write(tmp_path, line, monkeypatch):
+    segments = Segments(tmp_path, capacity=200_000)
+    segments.write([line(1)])
+    size = (tmp_path / files(tmp_path)[0]).stat().st_size
+    segments.probe()
+    assert (tmp_path / files(tmp_path)[0]).stat().st_size == size
+    assert segments.waiting.events == 1
+    with monkeypatch.context() as disk:
+        disk.setattr(os, "write", always(errno.ENOSPC))
+        with pytest.raises(SpoolError, match="No space left on device"):
+            segments.probe()
+    segments.write([line(number) for number in range(2, 1200)])
+    with pytest.raises(SpoolError, match="is full: limit"):
+        segments.probe()
+    segments.close()
+
+
+def test_a_kill_during_a_probe_leaves_a_torn_line(tmp_path, line, monkeypatch):
+    segments = Segments(tmp_path)
+    segments.write([line(1)])
+    with monkeypatch.context() as disk:
+        disk.setattr(os, "ftruncate", always(errno.EROFS))
+        with pytest.raises(SpoolError, match="cannot repair"):
+            segments.probe()
+    segments.close()
+    again = Segments(tmp_path)
+    assert numbers(again) == [1]
+    again.write([line(2)])
+    assert numbers(again) == [1, 2]
+    again.close()
+
+
+def test_on_a_full_disk_what_was_shipped_makes_room(tmp_path, line, monkeypatch):
+    segments = Segments(tmp_path, segment=10)
+    for number in range(3):
+        segments.write([line(number)])
+    with monkeypatch.context() as disk:
+        disk.setattr("pathlib.Path.write_text", always(errno.ENOSPC))
+        batch = segments.read(segments.position, 9)
+        with pytest.raises(SpoolError, match="No space left"):
+            segments.acknowledge(batch.end, batch.lines)
+    assert len(files(tmp_path)) == 1, "files that were shipped are gone all the same"
+    assert (segments.waiting.events, segments.pending) == (0, False)
+    segments.close()
+    again = Segments(tmp_path, segment=10)
+    assert numbers(again) == [2], "shipped again at most"
+    again.close()
 
 
 def test_a_file_that_can_be_repaired_again_is_written_again(tmp_path, line, monkeypatch):
@@ -224,8 +303,8 @@ def test_a_file_that_can_be_repaired_again_is_written_again(tmp_path, line, monk
 
 def test_a_file_that_cannot_be_repaired_is_not_written_any_more(tmp_path, line, monkeypatch):
     segments = Segments(tmp_path)
-    monkeypatch.setattr(os, "write", failing(os.write, errno.EIO))
-    monkeypatch.setattr(os, "ftruncate", failing(os.ftruncate, errno.EIO))
+    monkeypatch.setattr(os, "write", always(errno.EIO))
+    monkeypatch.setattr(os, "ftruncate", always(errno.EIO))
     with pytest.raises(SpoolError, match="cannot write"):
         segments.write([line(1)])
     with pytest.raises(SpoolError, match="cannot repair"):

@@ -345,6 +345,9 @@ CONNECTION = {
 }
 
 
+WELL = {"problem": "", "on_failure": "refuse", "waiting": 0, "lost": 0}
+
+
 @pytest.fixture
 async def daemon(configuration):
     """A daemon.sock that answers as the daemon does, and the questions it got."""
@@ -367,7 +370,15 @@ async def daemon(configuration):
             answered["access"] = [locks, decision]
         return JSONResponse(answered)
 
-    paths = [Route("/conns", conns), Route("/routes", routes), Route("/explain", explain, methods=["POST"])]
+    async def health(_request: Request) -> JSONResponse:
+        return JSONResponse({"audit": asked.pop() if asked else {"auth": WELL}})
+
+    paths = [
+        Route("/health", health),
+        Route("/conns", conns),
+        Route("/routes", routes),
+        Route("/explain", explain, methods=["POST"]),
+    ]
     app = Starlette(routes=paths)
 
     listening = socket.socket(socket.AF_UNIX)
@@ -403,6 +414,19 @@ async def test_the_daemon_tells_of_connections_and_routes(configuration, service
     assert daemon == [{"sni": "a.b", "alpn": ["h2", "http/1.1"], "certificate": "PEM"}]
     assert await call("route", "explain", "--sni=bad", code=1) == "tctl: no such name\n"
     assert "not both" in await call("route", "explain", "--user=a", f"--cert={certificate}", code=1)
+
+
+async def test_status_says_whether_events_are_kept(call, daemon):
+    assert "\nAudit     every event is kept\n" in await call("status")
+    full = {**WELL, "problem": "cannot write to the spool /s: No space left on device"}
+    daemon.append({"auth": WELL, "node": full})
+    says = "\nAudit     node: cannot write to the spool /s: No space left on device: new sessions are refused\n"
+    assert says in await call("status")
+    daemon.append({"db": {**full, "on_failure": "continue", "waiting": 3, "lost": 2}})
+    text = await call("status")
+    assert "No space left on device: sessions go on UNRECORDED\n" in text
+    assert "\nAudit     db: 3 events wait in memory, 2 are lost\n" in text
+    assert (await call.json("status"))["audit"] == {"auth": WELL}
 
 
 async def test_who_may_reach_what_is_asked_of_the_daemon(configuration, service, daemon, tmp_path):

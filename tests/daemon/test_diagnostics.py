@@ -64,6 +64,25 @@ async def served(waits: Mapping[str, str], *samples: Sample) -> AsyncIterator[in
         serving.cancel()
 
 
+async def test_what_does_less_than_it_should_is_ready_and_says_so() -> None:
+    sockets = listener.bind("127.0.0.1", 0)
+    port: int = sockets[0].getsockname()[1]
+    less = {"node": "it goes on unrecorded"}
+
+    async def readiness() -> Mapping[str, str]:
+        return {"node": ""}
+
+    async with asyncio.TaskGroup() as group:
+        app = diagnostics.application(Metrics(tuple), readiness, lambda: less)
+        serving = group.create_task(diagnostics.serve(sockets, app))
+        await asyncio.sleep(0)
+        found = await ask(port, "/readyz")
+        assert (found.status, found.json()["degraded"]) == (200, less)
+        less.clear()
+        assert "degraded" not in (await ask(port, "/readyz")).json()
+        serving.cancel()
+
+
 async def test_ready_follows_the_services() -> None:
     waits = {"auth": "", "node": "it has no tunnel to the proxy"}
     async with served(waits) as port:

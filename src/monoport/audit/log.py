@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from typing import Protocol, final
 
 from monoport.audit.events import Clock, Event, EventIds, make
+from monoport.audit.outage import GAP, Outage
 from monoport.audit.spool import Spool, SpoolError, Waiting
 
 
@@ -17,7 +18,9 @@ class Log(Protocol):
     """Takes events; a caller goes on only after `emit` has returned."""
 
     async def emit(self, type_: str, /, **fields: object) -> None:
-        """Keep one event durably; raises SpoolError if that failed, and then its session must not go on.
+        """Keep one event durably; raises NotRecorded if that failed, and then its session must not go on.
+
+        Types that end with .end or .deny never fail: what they are about is over or refused, and they are kept later.
 
         Args:
             type_: what happened, such as "session.start".
@@ -37,11 +40,15 @@ class SpoolLog:
         spool: keeps the events.
         clock: UTC.
         ids: makes identifiers; from `clock` when omitted.
+        outage: what happens while events cannot be kept; sessions are refused when omitted.
     """
 
-    def __init__(self, spool: Spool, clock: Clock = _now, ids: EventIds | None = None) -> None:
+    def __init__(
+        self, spool: Spool, clock: Clock = _now, ids: EventIds | None = None, outage: Outage | None = None
+    ) -> None:
         self._spool = spool
         self._ids = ids or EventIds(clock)
+        self.outage = outage or Outage("spool")
         self.kept: Counter[str] = Counter()  # by type, since the start of this process
         self.failed = 0
 
@@ -51,12 +58,24 @@ class SpoolLog:
         return self._spool.waiting
 
     async def emit(self, type_: str, /, **fields: object) -> None:
+        event = make(self._ids, type_, fields)
         try:
-            await self._spool.append(make(self._ids, type_, fields))
-        except SpoolError:
+            await self._keep(event)
+        except SpoolError as error:
             self.failed += 1
-            raise
-        self.kept[type_] += 1
+            self.outage.failed(event, str(error))
+
+    async def run(self) -> None:
+        """End every time in which events cannot be kept as soon as possible, until cancelled."""
+
+        async def gap(lost: int) -> None:
+            await self._keep(make(self._ids, GAP, {"lost": lost}))
+
+        await self.outage.watch(self._spool.probe, self._keep, gap)
+
+    async def _keep(self, event: Event) -> None:
+        await self._spool.append(event)
+        self.kept[event.type] += 1
 
 
 @final

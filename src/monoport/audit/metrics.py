@@ -79,6 +79,8 @@ TABLE: Final[Mapping[str, Description]] = {
         ),
         Description("audit_events", _COUNTER, "events that are durable in the role's spool", ("role", "type")),
         Description("audit_events_failed", _COUNTER, "events that the spool could not keep", ("role",)),
+        Description("audit_events_lost", _COUNTER, "events lost for good: neither disk nor memory had room", ("role",)),
+        Description("audit_failing", _GAUGE, "1 while the role's events cannot be kept on disk, else 0", ("role",)),
         Description("audit_waiting_events", _GAUGE, "events that the auth service does not have yet", ("role",)),
         Description("audit_waiting_bytes", _GAUGE, "bytes of those in the spool", ("role",)),
         Description("agent_connected", _GAUGE, "1 while the agent's tunnel to the proxy stands, else 0", ("role",)),

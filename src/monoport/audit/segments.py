@@ -94,14 +94,30 @@ class Segments:
         """Append whole lines and sync them; when it returns they are durable.
 
         Raises:
-            SpoolError: if they are not. After a failed sync nothing is accepted any more: what the kernel still holds
-                is unknown (the fsync errors of 2018, PostgreSQL wiki "Fsync Errors").
+            SpoolError: if they are not. After a failed sync nothing more goes into that file, as what the kernel still
+                holds of it is unknown (the fsync errors of 2018, PostgreSQL wiki "Fsync Errors"): the next write
+                begins another.
         """
+        data = b"".join(lines)
+        before = self._append(data)
+        self._sizes[self._current] = before + len(data)
+        self.waiting = Waiting(self.waiting.events + len(lines), self.waiting.bytes + len(data))
+
+    def probe(self) -> None:
+        """Write and sync as much as the largest line, and take it back; raises SpoolError if that failed.
+
+        A kill in between leaves a torn line, which the next start cuts off like any other.
+        """
+        before = self._append(b"\0" * MAX_LINE)
+        self._torn = before
+        self._undo(before)
+
+    def _append(self, data: bytes) -> int:
+        """Write and sync bytes behind what counts; return how many counted before. Raises SpoolError."""
         if self._broken:
-            raise SpoolError(self._broken)
+            self._replace()
         if self._torn is not None:
             self._undo(self._torn)
-        data = b"".join(lines)
         if sum(self._sizes.values()) + len(data) > self._capacity:
             raise SpoolError(f"the spool {self._folder} is full: limit {self._capacity} bytes")
         before = self._sizes[self._current]
@@ -120,8 +136,21 @@ class Segments:
         except OSError as error:
             self._broken = f"cannot sync the spool {self._folder}: {error.strerror or error}"
             raise SpoolError(self._broken) from error
-        self._sizes[self._current] = before + len(data)
-        self.waiting = Waiting(self.waiting.events + len(lines), self.waiting.bytes + len(data))
+        return before
+
+    def _replace(self) -> None:
+        """Go on after a failed sync or repair: what was acknowledged stays in its file, and nothing is added to that.
+
+        Only a file in which nothing counts is used again. Raises SpoolError while the disk takes nothing.
+        """
+        try:
+            if self._sizes[self._current]:
+                self._rotate()
+            else:
+                os.ftruncate(self._file, 0)
+        except OSError as error:
+            raise SpoolError(self._broken) from error
+        self._broken, self._torn = "", None
 
     def read(self, start: Position, limit: int) -> Batch:
         """Return up to `limit` events, and about `READ` bytes, behind `start`.
@@ -157,16 +186,17 @@ class Segments:
         """
         if position <= self.position:
             return
+        self.position = position
+        behind = self._bytes_behind(position)
+        self.waiting = Waiting(max(0, self.waiting.events - lines) if behind else 0, behind)
         try:
-            waiting = self._folder / "shipped.new"
-            waiting.write_text(json.dumps({"segment": position.segment, "offset": position.offset}))
-            waiting.replace(self._folder / "shipped")
-            self.position = position
-            behind = self._bytes_behind(position)
-            self.waiting = Waiting(max(0, self.waiting.events - lines) if behind else 0, behind)
+            # Files first: on a full disk they are the room in which the position can be written.
             for number in [number for number in self._sizes if number < position.segment]:
                 self._path(number).unlink(missing_ok=True)
                 del self._sizes[number]
+            waiting = self._folder / "shipped.new"
+            waiting.write_text(json.dumps({"segment": position.segment, "offset": position.offset}))
+            waiting.replace(self._folder / "shipped")
         except OSError as error:
             raise SpoolError(f"cannot write to the spool {self._folder}: {error.strerror or error}") from error
 

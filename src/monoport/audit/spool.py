@@ -119,6 +119,10 @@ class Spool:
             if not await self._call(lambda: segments.pending):
                 await self._news.wait()
 
+    async def probe(self) -> None:
+        """Try whether events could be kept now, without keeping one; raises SpoolError if not."""
+        await self._call(self._files().probe)
+
     async def close(self) -> None:
         """Finish what waits and close the files; it may be called again."""
         if not self._closing:

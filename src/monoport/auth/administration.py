@@ -302,6 +302,8 @@ class Administration:
     async def _require(self, caller: Identity, kind: str, verb: str) -> None:
         roles, locks = await self._parts.resources.roles(), await self._parts.resources.locks()
         require_verb(caller, kind, verb, roles, locks, self._parts.now())
+        if verb not in {"read", "list"}:
+            self._service.require_log()
 
     async def _note(self, caller: Identity, event_type: str, **fields: object) -> None:
         await self._service.record(event_type, by=str(caller), **fields)

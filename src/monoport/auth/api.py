@@ -21,6 +21,8 @@ from starlette.types import Receive, Scope, Send
 from monoport.access.identity import Identity
 from monoport.access.resources import Resource, parse_document, to_document
 from monoport.audit.events import from_json, to_json
+from monoport.audit.outage import NotRecorded
+from monoport.audit.segments import SpoolError
 from monoport.auth import messages, refusals
 from monoport.auth.administration import Administration
 from monoport.auth.resources import Line
@@ -304,6 +306,9 @@ def _refused(error: Failure, request: Request | None = None) -> Response:
             return _error(403, error.code, str(error))
         case refusals.Refusal():
             return _error(STATUSES[type(error)], error.code, str(error))
+        case SpoolError():
+            _log.error("not recorded", error=str(error))
+            return _error(503, "audit_unavailable", str(NotRecorded()))
         case StorageError():
             _log.error("storage failed", error=str(error))
             return _error(503, "storage", "the auth service's storage does not answer; its log says why")

@@ -14,7 +14,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeVar
 
-from monoport.audit.events import Event
+from monoport.audit.events import MAX_EVENT, Event
+from monoport.audit.segments import SpoolError
 from monoport.auth.messages import EventPage
 from monoport.auth.refusals import Invalid
 
@@ -30,7 +31,9 @@ CREATE TABLE IF NOT EXISTS events (
     fields TEXT NOT NULL
 ) STRICT;
 CREATE INDEX IF NOT EXISTS events_by_time ON events (time, number);
+CREATE TABLE IF NOT EXISTS probe (number INTEGER PRIMARY KEY, room BLOB NOT NULL) STRICT;
 """
+_PROBE = "REPLACE INTO probe VALUES (1, randomblob(?))"
 
 
 class EventLog:
@@ -46,7 +49,7 @@ class EventLog:
         self._database: sqlite3.Connection | None = None
 
     async def append(self, events: Iterable[Event]) -> None:
-        """Keeps events, each id once; on return they survive a crash of process and machine."""
+        """Keeps events, each id once; on return they survive a crash of process and machine. Raises SpoolError."""
         rows = [(one.id, _stamp(one.time), one.type, json.dumps(dict(one.fields))) for one in events]
 
         def insert(database: sqlite3.Connection) -> None:
@@ -54,7 +57,16 @@ class EventLog:
                 database.executemany("INSERT OR IGNORE INTO events (id, time, type, fields) VALUES (?, ?, ?, ?)", rows)
 
         if rows:
-            await self._run(insert)
+            await self._write(insert)
+
+    async def probe(self) -> None:
+        """Tries whether an event could be kept now, in a row of its own; raises SpoolError if not."""
+
+        def fill(database: sqlite3.Connection) -> None:
+            with database:
+                database.execute(_PROBE, (MAX_EVENT,))
+
+        await self._write(fill)
 
     async def page(self, limit: int, before: str | None = None, event_type: str | None = None) -> EventPage:
         """Up to `limit` events, the newest first.
@@ -87,6 +99,12 @@ class EventLog:
             await self._run(lambda database: database.close())
             self._database = None
         self._thread.shutdown()
+
+    async def _write(self, work: Callable[[sqlite3.Connection], None]) -> None:
+        try:
+            await self._run(work)
+        except (sqlite3.Error, OSError) as error:
+            raise SpoolError(f"cannot write the audit log {self._path}: {error}") from error
 
     async def _run(self, work: Callable[[sqlite3.Connection], Result]) -> Result:
         return await asyncio.get_running_loop().run_in_executor(self._thread, lambda: work(self._opened()))

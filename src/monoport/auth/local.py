@@ -15,6 +15,7 @@ from typing import Self
 import structlog
 from argon2 import PasswordHasher
 
+from monoport.audit.outage import OnFailure, Outage
 from monoport.auth import api, authorities
 from monoport.auth.administration import Administration
 from monoport.auth.authorities import TrustedCas
@@ -82,12 +83,14 @@ class LocalAuth:
         now: Callable[[], datetime] = utc_now,
         hasher: PasswordHasher | None = None,
         storage: Storage | None = None,
+        on_failure: OnFailure = OnFailure.REFUSE,
     ) -> Self:
         """Opens or makes a cluster in a data folder.
 
         Args:
             cluster: its name; a folder of another cluster is refused with Failure.
             now: the time. hasher: argon2id with other parameters. storage: other than auth.db.
+            on_failure: what happens to logins and changes while audit events cannot be kept.
         """
         store = storage or await SqliteStorage.open(data_dir / "auth.db", now)
         async with AsyncExitStack() as undo:
@@ -110,6 +113,7 @@ class LocalAuth:
                 ownership=ownership,
                 issuer=issuer,
                 events=events,
+                outage=Outage("auth", on_failure),
                 now=now,
             )
             local = cls(data_dir, parts, store)
@@ -135,6 +139,11 @@ class LocalAuth:
     def logins(self) -> Mapping[str, int]:
         """First logins since the start: "ok" and "failed"."""
         return self.service.logins
+
+    @property
+    def outage(self) -> Outage:
+        """Whether its audit events can be kept."""
+        return self._parts.outage
 
     async def answers(self, seconds: float) -> bool:
         """Whether it serves, and its storage gives an answer within that time."""
@@ -166,6 +175,7 @@ class LocalAuth:
             async with asyncio.TaskGroup() as group:
                 self._connections = group
                 group.create_task(self._tick())
+                group.create_task(self.service.keep_log())
                 await serve_unix(self.data_dir / "auth.sock", self._server.serve, self.ready)
         finally:
             self.ready.clear()

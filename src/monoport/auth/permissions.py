@@ -13,6 +13,7 @@ from monoport.access.decide import Denied, authorize_verb
 from monoport.access.identity import Identity, Kind
 from monoport.access.locks import lock_for
 from monoport.access.resources import Lock, Role
+from monoport.audit.outage import GAP
 from monoport.auth.refusals import Forbidden
 
 EVERY_HOST = frozenset({"auth", "proxy", "node", "db", "app", "kube", "admin"})
@@ -78,6 +79,8 @@ EMITTED: Mapping[str, tuple[str, ...]] = {
 def may_emit(caller: Identity, event_type: str) -> bool:
     """Whether a host with these system roles emits events of this type."""
     known = [one for role in caller.roles for one in EMITTED.get(role, ())]
+    if event_type == GAP:
+        return not AGENTS.isdisjoint(caller.roles)
     return any(event_type.startswith(one) if one.endswith(".") else event_type == one for one in known)
 
 

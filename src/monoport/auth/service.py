@@ -19,6 +19,8 @@ from monoport.access.identity import Destination, Identity, IdentityError, Kind,
 from monoport.access.locks import lock_for
 from monoport.access.resources import Database, Resource, Role, User
 from monoport.audit.events import Event, EventIds, encode, make
+from monoport.audit.outage import GAP, NotRecorded, Outage
+from monoport.audit.segments import SpoolError
 from monoport.auth import messages
 from monoport.auth.authorities import TrustedCas
 from monoport.auth.eventlog import EventLog
@@ -53,6 +55,7 @@ class Parts:
     ownership: Ownership
     issuer: Issuer
     events: EventLog
+    outage: Outage
     now: Callable[[], datetime]
 
 
@@ -98,6 +101,7 @@ class Service:
     async def authenticate(self, caller: Identity, request: messages.Authenticate) -> messages.UserCertificates:
         """A first login; raises WrongPassword, LoginLocked, TooBusy, UserLocked."""
         await self._require(caller, Operation.AUTHENTICATE)
+        self.require_log()
         try:
             certificates = await self._login(caller, request)
         except Exception:
@@ -135,6 +139,7 @@ class Service:
     async def join(self, caller: Identity, request: messages.Join) -> messages.HostCertificates:
         """A host's first certificates; raises TokenUnknown, TokenExpired, TokenType, NameOwned, Invalid."""
         await self._require(caller, Operation.JOIN)
+        self.require_log()
         noted = {"connection": request.connection, "name": request.name, "roles": list(request.roles)}
         noted |= {"source": request.source, "proxy": caller.name}
         try:
@@ -277,8 +282,29 @@ class Service:
         require(caller, operation, await self.parts.resources.locks(), self.parts.now())
 
     async def record(self, event_type: str, **fields: Any) -> None:
-        """Keeps one audit event of the auth service itself."""
-        await self.parts.events.append([make(self._ids, event_type, fields)])
+        """Keeps one audit event of the auth service itself; raises NotRecorded, unless sessions go on without."""
+        event = make(self._ids, event_type, fields)
+        try:
+            await self.parts.events.append([event])
+        except SpoolError as error:
+            self.parts.outage.failed(event, str(error))
+
+    def require_log(self) -> None:
+        """Raises NotRecorded while events cannot be kept: what is noted afterwards would have happened by then."""
+        if self.parts.outage.refuses:
+            raise NotRecorded
+
+    async def keep_log(self) -> None:
+        """Ends every time in which events cannot be kept as soon as possible, until cancelled."""
+        events = self.parts.events
+
+        async def keep(event: Event) -> None:
+            await events.append([event])
+
+        async def gap(lost: int) -> None:
+            await keep(make(self._ids, GAP, {"lost": lost}))
+
+        await self.parts.outage.watch(events.probe, keep, gap)
 
 
 def _held(names: Iterable[str], roles: Mapping[str, Role]) -> dict[str, Role | None]:

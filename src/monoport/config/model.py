@@ -36,6 +36,16 @@ class Log(Section):
     )
 
 
+class Audit(Section):
+    """What happens while audit events cannot be kept, as on a full disk."""
+
+    on_failure: Literal["refuse", "continue"] = Field(
+        default="refuse",
+        description="refuse: nothing new starts until they can be kept; continue: it does, unrecorded for as long as "
+        "memory does not hold its events until then",
+    )
+
+
 def _token(value: Any, info: ValidationInfo) -> str:
     if not isinstance(value, str) or not value.strip():
         raise problem(
@@ -103,6 +113,7 @@ class Teleport(Section):
     )
     join_params: JoinParams = Field(default_factory=JoinParams, description="how this host joins")
     log: Log = Field(default_factory=Log, description="the daemon's log")
+    audit: Audit = Field(default_factory=Audit, description="what happens where the audit log cannot be written")
     storage: Storage = Field(default_factory=Storage, description="where the auth service keeps its state")
     diag_addr: Annotated[Address | None, address(None, "127.0.0.1:3000", listens=True), _ADDRESS] = Field(
         default=None,

@@ -27,6 +27,9 @@ teleport:
     format: text
   # Metrics and health (docs/operations.md). No authentication: loopback, or a management network.
   #diag_addr: 127.0.0.1:3000
+  # Where the audit log cannot be written: refuse new sessions, or continue unrecorded.
+  #audit:
+    #on_failure: refuse
   # Where the auth service keeps its state: auth.db in data_dir.
   #storage:
     #type: sqlite

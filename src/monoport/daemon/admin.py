@@ -1,12 +1,13 @@
 """What `tctl` asks of the daemon beside it: its connections, its routing table, and why a connection goes where.
 
-Belongs here: three answers over `data_dir/daemon.sock`, which only the daemon's own user can open. Does not belong
+Belongs here: answers over `data_dir/daemon.sock`, which only the daemon's own user can open. Does not belong
 here: how they are shown (cli) and what they say (routing.explain, proxy.registry).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, assert_never
@@ -20,6 +21,7 @@ from starlette.routing import Route
 
 from monoport.access.identity import Identity, from_x509
 from monoport.access.locks import lock_for
+from monoport.audit.outage import Outage
 from monoport.daemon.reach import Aim, Known, explained, supposed
 from monoport.errors import Failure
 from monoport.net.http import serve_http
@@ -46,9 +48,14 @@ class Question(BaseModel):
     aim: Aim | None = None
 
 
-async def serve(path: Path, front: Callable[[], FrontDoor | None], known: Callable[[], Known]) -> None:
+async def serve(
+    path: Path,
+    front: Callable[[], FrontDoor | None],
+    known: Callable[[], Known],
+    outages: Callable[[], Mapping[str, Outage]],
+) -> None:
     """Answer on a Unix socket that only this daemon's user can open, until cancelled; raises Failure."""
-    app = application(front, known)
+    app = application(front, known, outages)
 
     async def answer_one(stream: Stream) -> None:
         await serve_http(stream, app, state={})
@@ -56,10 +63,14 @@ async def serve(path: Path, front: Callable[[], FrontDoor | None], known: Callab
     await serve_unix(path, answer_one)
 
 
-def application(front: Callable[[], FrontDoor | None], known: Callable[[], Known]) -> Starlette:
+def application(
+    front: Callable[[], FrontDoor | None],
+    known: Callable[[], Known],
+    outages: Callable[[], Mapping[str, Outage]],
+) -> Starlette:
     """The ASGI application of the daemon's socket; `front` gives None where no proxy runs (yet).
 
-    known: gives what the proxy knows of the cluster; asked only where there is one.
+    known: gives what the proxy knows of the cluster; asked only where there is one. outages: of each role's audit log.
     """
 
     def door() -> FrontDoor:
@@ -92,10 +103,18 @@ def application(front: Callable[[], FrontDoor | None], known: Callable[[], Known
             raise Failure(f"the question is not understood: {error.errors()[0]['msg']}") from error
         return JSONResponse(answer(question, door(), known()))
 
+    async def health(_request: Request) -> Response:
+        return JSONResponse({"audit": {role: asdict(one.health) for role, one in outages().items()}})
+
     async def failed(_request: Request, error: Exception) -> Response:
         return JSONResponse({"error": {"code": "failed", "message": str(error)}}, 400)
 
-    paths = [Route("/conns", conns), Route("/routes", routes), Route("/explain", why, methods=["POST"])]
+    paths = [
+        Route("/health", health),
+        Route("/conns", conns),
+        Route("/routes", routes),
+        Route("/explain", why, methods=["POST"]),
+    ]
     return Starlette(routes=paths, exception_handlers={Failure: failed})
 
 

@@ -33,8 +33,10 @@ Readiness = Callable[[], Awaitable[Mapping[str, str]]]
 _log = structlog.get_logger()
 
 
-def application(metrics: Metrics, readiness: Readiness) -> Starlette:
+def application(metrics: Metrics, readiness: Readiness, degraded: Callable[[], Mapping[str, str]] = dict) -> Starlette:
     """The ASGI application.
+
+    degraded: gives services that are ready and do less than they should, with what that is.
 
     readiness: gives, for every service that is enabled, what it still waits for, "" where it is ready.
     """
@@ -48,7 +50,10 @@ def application(metrics: Metrics, readiness: Readiness) -> Starlette:
     async def ready(_request: Request) -> Response:
         services = await readiness()
         all_ready = not any(services.values())
-        body = {"ready": all_ready, "services": {name: missing or "ready" for name, missing in services.items()}}
+        body: dict[str, object] = {"ready": all_ready}
+        body |= {"services": {name: missing or "ready" for name, missing in services.items()}}
+        if less := degraded():
+            body["degraded"] = dict(less)
         return JSONResponse(body, 200 if all_ready else 503, headers={"Cache-Control": "no-store"})
 
     async def wrong(_request: Request, error: Exception) -> Response:

@@ -39,6 +39,8 @@ def of_auth(auth: LocalAuth) -> Iterator[Sample]:
     for result, count in auth.logins.items():
         yield Sample("logins", count, (result,))
     yield Sample("certificate_expiry_timestamp_seconds", auth.expires.timestamp(), ("auth",))
+    yield Sample("audit_events_lost", auth.outage.lost, ("auth",))
+    yield Sample("audit_failing", bool(auth.outage.problem), ("auth",))
 
 
 def of_member(member: Member) -> Iterator[Sample]:
@@ -49,6 +51,8 @@ def of_member(member: Member) -> Iterator[Sample]:
     for type_, count in audit.kept.items():
         yield Sample("audit_events", count, (role, type_))
     yield Sample("audit_events_failed", audit.failed, (role,))
+    yield Sample("audit_events_lost", audit.outage.lost, (role,))
+    yield Sample("audit_failing", bool(audit.outage.problem), (role,))
     events, size = audit.waiting
     yield Sample("audit_waiting_events", events, (role,))
     yield Sample("audit_waiting_bytes", size, (role,))

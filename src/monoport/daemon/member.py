@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 import structlog
 
 from monoport.audit.log import SpoolLog
+from monoport.audit.outage import OnFailure, Outage
 from monoport.audit.ship import ship
 from monoport.audit.spool import Spool
 from monoport.auth.cache import Cache
@@ -73,11 +74,13 @@ async def member(
     async with AuthClient(dial, lambda: host.credentials) as client:
         cache = Cache(client, host.credentials.cas)
         spool = await Spool.open(data.spool / role)
+        audit = SpoolLog(spool, outage=Outage(role, OnFailure(config.teleport.audit.on_failure)))
         try:
             async with asyncio.TaskGroup() as group:
                 tasks = [
                     group.create_task(cache.run()),
                     group.create_task(ship(spool, client.emit)),
+                    group.create_task(audit.run()),
                     group.create_task(_renew(host, client, identities, on_renewal)),
                 ]
                 await cache.ready.wait()
@@ -87,7 +90,7 @@ async def member(
                     await identities.renew(host, client, names)
                 elif host.renewal_due(datetime.now(UTC)):
                     await _try_renewal(host, client, identities)
-                yield Member(role, host, client, cache, SpoolLog(spool), dial)
+                yield Member(role, host, client, cache, audit, dial)
                 unsubscribe()
                 for task in tasks:
                     task.cancel()

@@ -20,6 +20,7 @@ import structlog
 
 from monoport import __version__
 from monoport.audit.metrics import Histogram, Metrics, Sample
+from monoport.audit.outage import OnFailure, Outage
 from monoport.auth.local import LocalAuth
 from monoport.config import Address, Config
 from monoport.daemon import admin, agents, diagnostics, logs, measure
@@ -133,7 +134,7 @@ class _Daemon:
             local = await self._auth(stack)
             group = await stack.enter_async_context(asyncio.TaskGroup())
             group.create_task(self._tick())
-            group.create_task(admin.serve(self.data.socket, self._front, self._known))
+            group.create_task(admin.serve(self.data.socket, self._front, self._known, self._outages))
             if self.config.proxy_service.enabled:
                 group = await self._start_proxy(stack, local)
             for role in agents.roles(self.config):
@@ -147,7 +148,7 @@ class _Daemon:
     async def _diagnose(self, sockets: list[socket.socket]) -> None:
         """Metrics and health, where the configuration says so."""
         if sockets:
-            app = diagnostics.application(Metrics(self._samples), self._readiness)
+            app = diagnostics.application(Metrics(self._samples), self._readiness, self._degraded)
             async with asyncio.TaskGroup() as group:
                 group.create_task(measure.watch_lag(self.lag))
                 group.create_task(diagnostics.serve(sockets, app))
@@ -197,7 +198,20 @@ class _Daemon:
         for service in self.services:
             connected = service.agent.connected.is_set()
             missing[service.member.role] = "" if connected else "it has no tunnel to the proxy"
+        for role, outage in self._outages().items():
+            if outage.refuses:
+                missing[role] = missing[role] or "its audit log cannot be written"
         return missing
+
+    def _outages(self) -> dict[str, Outage]:
+        """Whether the audit log of each role that runs can be written."""
+        found = {one.role: one.audit.outage for one in self.members}
+        return found | ({"auth": self.auth.outage} if self.auth is not None else {})
+
+    def _degraded(self) -> dict[str, str]:
+        """Ready services that do less than they should."""
+        outages = self._outages().items()
+        return {role: "it goes on unrecorded" for role, one in outages if one.problem and not one.refuses}
 
     @property
     def _has_proxy(self) -> bool:
@@ -207,7 +221,9 @@ class _Daemon:
         """The auth service, if it runs here, answering."""
         if not self.config.auth_service.enabled:
             return None
-        local = await LocalAuth.open(self.data.root, self.config.cluster_name)
+        local = await LocalAuth.open(
+            self.data.root, self.config.cluster_name, on_failure=OnFailure(self.config.teleport.audit.on_failure)
+        )
         self.auth = await stack.enter_async_context(local)
         group = await stack.enter_async_context(asyncio.TaskGroup())
         group.create_task(local.run())

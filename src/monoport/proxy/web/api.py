@@ -32,6 +32,8 @@ _STATUS = {  # the service's codes that mean something to an HTTP client; every 
     "not_found": 404,
     "unavailable": 503,
     "busy": 503,
+    "storage": 503,
+    "audit_unavailable": 503,
 }
 
 
