@@ -236,3 +236,19 @@ def test_any_text_is_a_configuration_or_one_line(text: str) -> None:
         return
     assert line.startswith("monoport.yaml:")
     assert "\n" not in line
+
+
+@pytest.mark.parametrize(
+    ("given", "enabled", "addr"),
+    [
+        ("yes", True, "127.0.0.1:22"),
+        ("no", False, "127.0.0.1:22"),
+        ("{sshd_addr: localhost:2222}", True, "localhost:2222"),
+        ("{sshd_addr: '::1'}", True, "[::1]:22"),
+        ("{enabled: no}", False, "127.0.0.1:22"),
+    ],
+)
+def test_an_sshd_of_the_host_serves_the_sessions(given: str, enabled: bool, addr: str) -> None:
+    text = f"version: v3\nteleport: {{proxy_server: example.com}}\nssh_service: {{enabled: yes, openssh: {given}}}\n"
+    found = parse(text).ssh_service.openssh
+    assert (found.enabled, str(found.sshd_addr)) == (enabled, addr)

@@ -36,6 +36,12 @@ def refusal(text: str, name: str = "monoport.yaml") -> str:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
+        # only the host's own sshd
+        (
+            "version: v3\nssh_service: {enabled: yes, openssh: {sshd_addr: 10.0.0.1}}\n",
+            "2:50: ssh_service.openssh.sshd_addr: 10.0.0.1 is not on loopback; expected the host's own sshd",
+        ),
+        ("version: v3\nssh_service: {enabled: yes, openssh: maybe}\n", "maybe"),
         # the file as YAML
         ("", "1:1: the file is empty; expected a configuration (see monoport configure)"),
         ("# nothing\n", "1:1: the file is empty; expected a configuration (see monoport configure)"),
@@ -102,10 +108,6 @@ def refusal(text: str, name: str = "monoport.yaml") -> str:
         (
             PROXY + "auth_service: {authentication: {second_factor: otp}}\n",
             '5:33: authentication second_factor "otp" is not available in this version yet',
-        ),
-        (
-            PROXY + "ssh_service: {enabled: yes, openssh: {enabled: yes}}\n",
-            "openssh is not available in this version yet",
         ),
         (
             DATABASES + "  - {name: a, protocol: mysql, uri: h}\n",

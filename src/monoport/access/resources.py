@@ -240,10 +240,11 @@ class Role(_Document):
 
 
 class NodeSpec(_Model):
-    """Where a node is: its names, and the host that serves it."""
+    """Where a node is: its names, the host that serves it, and whether that host's own sshd serves the sessions."""
 
     hostname: Text
     host_id: Name
+    openssh: bool = False
 
 
 class Node(_Document):

@@ -4,7 +4,7 @@ Belongs here: options and words of these commands. Keys are made here, on this m
 auth service.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from pathlib import Path
 
@@ -23,12 +23,30 @@ from monoport.errors import Failure
 EXPORTS = {
     "user": "OpenSSH user CA, for sshd's TrustedUserCAKeys",
     "host": "OpenSSH host CA",
+    "openssh": "how a host's own sshd becomes a node, step by step",
     "known_hosts": "the same as a line for known_hosts",
     "tls-user": "X.509 user CA, PEM",
     "tls-host": "X.509 host CA, PEM",
     "db": "X.509 CA of database servers, PEM",
     "db-client": "X.509 CA of the agents' certificates to databases, PEM",
 }
+RECIPE = """\
+# The own sshd of a host as a node of the cluster {cluster}. On that host, as root:
+#
+# 1. Join it as any node (`tctl tokens add --type=node` prints the configuration), with
+#        ssh_service:
+#          enabled: yes
+#          openssh: yes
+#    The agent then only relays to sshd on 127.0.0.1:22. Into DATA_DIR/openssh it writes the user CA, a certificate for
+#    /etc/ssh/ssh_host_ed25519_key that it renews, and the settings for sshd.
+# 2. Have sshd read them, from the folder data_dir that is yours:
+#        echo 'Include /var/lib/monoport/openssh/sshd.conf' > /etc/ssh/sshd_config.d/monoport.conf
+#        sshd -t && systemctl reload ssh
+# 3. From version 9.8 on, sshd reads a renewed certificate when it is reloaded: do that once a day.
+#
+# For every login sshd asks the agent, which answers by roles and locks, and only for connections that came through the
+# proxy. The user CA, as it stands in DATA_DIR/openssh/user-ca.pub:
+{authority}"""
 
 
 @click.group(cls=Group)
@@ -125,6 +143,8 @@ def _export(cas: TrustedCas, kind: str) -> str:
             return _lines(cas.ssh_user)
         case "host":
             return _lines(cas.ssh_host)
+        case "openssh":
+            return RECIPE.format(cluster=cas.cluster, authority=_lines(f"#        {line}" for line in cas.ssh_user))
         case "known_hosts":
             return _lines([f"@cert-authority *.{cas.cluster},{cas.cluster} {line}" for line in cas.ssh_host])
         case "tls-user":
@@ -139,5 +159,5 @@ def _export(cas: TrustedCas, kind: str) -> str:
             raise AssertionError(f"no export of {kind}")
 
 
-def _lines(texts: Sequence[str]) -> str:
+def _lines(texts: Iterable[str]) -> str:
     return "".join(text.rstrip("\n") + "\n" for text in texts)

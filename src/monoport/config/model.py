@@ -5,6 +5,7 @@ Does not belong here: reading files and defaults that depend on other keys (load
 """
 
 import socket
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -238,13 +239,51 @@ class ProxyService(Service):
         return {} if not isinstance(value, dict) and values.says_off(value) else value
 
 
+def _loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+class Openssh(Section):
+    """The host's own sshd serves the node's sessions; the agent relays to it and answers whom it may let in.
+
+    `openssh: yes` is the short form. The agent writes what sshd needs into `data_dir/openssh`; `tctl auth export
+    --type=openssh` prints the steps.
+    """
+
+    enabled: values.Switch = Field(default=False, description="relay to sshd instead of serving sessions")
+    sshd_addr: Annotated[Address, address(22, "127.0.0.1:22"), _ADDRESS] = Field(
+        default=Address("127.0.0.1", 22),
+        description="where sshd listens, on loopback; nothing else is ever dialled (default port 22)",
+    )
+    host_key: values.AnyPath = Field(
+        default=Path("/etc/ssh/ssh_host_ed25519_key.pub"),
+        description="file of sshd's public host key, for which the cluster's CA signs a certificate",
+    )
+
+    @field_validator("sshd_addr")
+    @classmethod
+    def _on_this_host(cls, value: Address) -> Address:
+        if value.host != "localhost" and not _loopback(value.host):
+            raise problem(f"{value.host} is not on loopback; expected the host's own sshd, as in 127.0.0.1:22")
+        return value
+
+
 class SshService(Service):
     """This host as an SSH node, reached through the reverse tunnel."""
 
-    later: ClassVar = frozenset({"listen_addr", "openssh"})
+    later: ClassVar = frozenset({"listen_addr"})
 
     enabled: values.Switch = Field(default=False, description="run the SSH node")
     labels: values.Labels = Field(default={}, description="labels of the node, which roles select by")
+    openssh: Openssh = Field(default_factory=Openssh, description="the host's own sshd serves the sessions")
+
+    @field_validator("openssh", mode="before")
+    @classmethod
+    def _short(cls, value: Any) -> Any:
+        return {"enabled": True, **value} if isinstance(value, dict) else {"enabled": value}
 
 
 class DatabaseTls(Section):

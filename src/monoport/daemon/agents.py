@@ -20,13 +20,16 @@ from monoport.access.lease import Leases
 from monoport.access.resources import Metadata, Node, NodeSpec
 from monoport.agents.database.agent import Databases
 from monoport.agents.node.agent import Node as NodeService
+from monoport.agents.node.openssh import OpensshNode
 from monoport.audit.metrics import Sample
 from monoport.auth.client import AuthError
 from monoport.config import Config
 from monoport.daemon import measure
 from monoport.daemon.member import Member
+from monoport.daemon.sshd import Sshd
 from monoport.errors import Failure
 from monoport.net.stream import Stream
+from monoport.net.unix import serve_unix
 from monoport.tunnel.agent import Agent, Handler, Proxy
 
 HEARTBEAT = 15.0  # seconds, up to a fifth less: the inventory forgets a node after 60
@@ -79,24 +82,47 @@ def make(config: Config, member: Member, connect: Connect | None = None) -> Serv
 
 
 def _node(config: Config, member: Member, connect: Connect | None) -> Service:
-    host_id = member.host.host_id
+    host_id, own = member.host.host_id, config.ssh_service.openssh
     node = Node(
         metadata=Metadata(name=host_id, labels=dict(config.ssh_service.labels)),
-        spec=NodeSpec(hostname=config.teleport.nodename, host_id=host_id),
+        spec=NodeSpec(hostname=config.teleport.nodename, host_id=host_id, openssh=own.enabled),
     )
+    leases = Leases()
+    parts = [partial(_beat, member, node)]
     service = NodeService(lambda: node, lambda: member.host.key, member.cache, member.audit)
+    if own.enabled:
+        address = (own.sshd_addr.host, own.sshd_addr.port)
+        service = relaying = OpensshNode(
+            lambda: node, lambda: member.host.key, member.cache, member.audit, sshd=address, leases=leases
+        )
+        parts.append(partial(_beside_sshd, Sshd(config.teleport.data_dir, own.host_key, member), relaying))
 
     async def beat() -> None:
-        while True:
-            try:
-                await member.client.heartbeat(node)
-            except AuthError as error:
-                _log.warning("heartbeat failed", node=config.teleport.nodename, reason=str(error))
-            await asyncio.sleep(HEARTBEAT * (1 - random.random() / 5))  # noqa: S311 # jitter, not a secret
+        async with asyncio.TaskGroup() as group:
+            for part in parts:
+                group.create_task(part())
 
     return Service(
-        _agent(config, member, service.serve, connect), beat, Leases(), member, partial(measure.of_node, service)
+        _agent(config, member, service.serve, connect), beat, leases, member, partial(measure.of_node, service)
     )
+
+
+async def _beat(member: Member, node: Node) -> None:
+    """Tell the cluster that the node is here, until cancelled."""
+    while True:
+        try:
+            await member.client.heartbeat(node)
+        except AuthError as error:
+            _log.warning("heartbeat failed", node=node.spec.hostname, reason=str(error))
+        await asyncio.sleep(HEARTBEAT * (1 - random.random() / 5))  # noqa: S311 # jitter, not a secret
+
+
+async def _beside_sshd(sshd: Sshd, node: OpensshNode) -> None:
+    """Keep sshd's files current and answer its questions, until cancelled."""
+    await sshd.prepare()
+    async with asyncio.TaskGroup() as group:
+        group.create_task(sshd.run())
+        group.create_task(serve_unix(sshd.socket, node.answer))
 
 
 def _databases(config: Config, member: Member, connect: Connect | None) -> Service:

@@ -33,6 +33,7 @@ CHANNELS = 64  # nodes that one connection may reach at one time: 32 MiB at wors
 MAX_NAME = 255  # characters of a name asked for, as in DNS
 KEEPALIVE = 15.0  # seconds between probes of a silent client
 MISSED = 4  # unanswered probes after which it is taken for dead
+TSH = "SSH-2.0-tsh"  # how `tsh` introduces itself
 HINT = (
     "monoport: this is the proxy, not a node. Connect through it: tsh ssh LOGIN@NODE, or\r\n"
     'ssh -o "ProxyCommand tsh proxy ssh --user=%r %h:%p" LOGIN@NODE, or ssh -J PROXY:PORT LOGIN@NODE\r\n'
@@ -108,11 +109,18 @@ class SshProxy:
             raise IdentityError(f"{identity} is a host, not a user")
         return identity
 
-    async def reach(self, connection: Connection, identity: Identity, certificate: str, name: str) -> Stream:
-        """Return a stream to the node of that name; raises DialError with what was refused, and records why."""
+    async def reach(
+        self, connection: Connection, identity: Identity, certificate: str, name: str, login: str | None = None
+    ) -> Stream:
+        """Return a stream to the node of that name; raises DialError with what was refused, and records why.
+
+        login: what tsh says is wanted on the node. It is decided about here only where sshd serves the sessions, since
+        sshd cannot say why it refuses; the node's agent decides about the login that really comes.
+        """
         name = name[:MAX_NAME].rstrip(".").lower()
         node = self._find(name)
-        decided = authorize(identity, node, Ssh(), self._directory.roles, self._directory.locks, self._now())
+        action = Ssh(login if node.spec.openssh else None)
+        decided = authorize(identity, node, action, self._directory.roles, self._directory.locks, self._now())
         match decided:
             case Denied(reason, rule):
                 await self._deny(connection, identity, node, reason, rule)
@@ -165,6 +173,7 @@ class _UserLink(link.ServerLink):
         except IdentityError as error:
             self.refused(owner.traced(f"certificate refused: {error}"))
             return False
+        owner.name = username
         principal = (*identity.principals, NO_LOGIN)[0]  # asyncssh compares the name with the principals
         return await super().validate_public_key(principal, key_data, msg, signature)
 
@@ -186,6 +195,7 @@ class _Users(asyncssh.SSHServer):
         self._identity: Identity | None = None
         self._certificate = ""
         self._channels = 0
+        self.name = ""  # that the client asks for; tsh says the login on the node, others anything
 
     def traced(self, reason: str) -> str:
         """A refusal with this connection's id behind it."""
@@ -229,7 +239,8 @@ class _Users(asyncssh.SSHServer):
             _fail(asyncssh.OPEN_RESOURCE_SHORTAGE, self.traced(reason))
         self._channels += 1
         try:
-            stream = await self._service.reach(self._connection, self._identity, self._certificate, name)
+            login = self.name[:MAX_NAME] if self._connection.client == TSH else None
+            stream = await self._service.reach(self._connection, self._identity, self._certificate, name, login)
         except DialError as error:
             self._channels -= 1
             self._log.info("node not reached", node=name[:MAX_NAME], reason=str(error), code=error.code)
