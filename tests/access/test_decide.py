@@ -136,6 +136,14 @@ def test_an_empty_database_name_is_matched_by_a_star_alone(make):
     assert isinstance(ask_db(make, make.user(), make.roles(dev={"allow": named}), name=""), Denied)
 
 
+def test_no_database_yet_is_no_question_of_names(make):
+    named = make.roles(dev={"allow": ANYTHING | {"db_names": ["shop"]}})
+    assert isinstance(ask_db(make, make.user(), named, name=None), Permit)
+    assert isinstance(
+        ask_db(make, make.user(), make.roles(dev={"allow": ANYTHING | {"db_users": []}}), name=None), Denied
+    )
+
+
 @pytest.mark.parametrize(
     ("deny", "rule", "reason"),
     [

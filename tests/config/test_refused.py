@@ -87,9 +87,11 @@ def refusal(text: str, name: str = "monoport.yaml") -> str:
         (PROXY + "app_service:\n  apps: []\n", "app_service is not available in this version yet"),
         (PROXY + "kubernetes_service: {enabled: true}\n", "kubernetes_service is not available in this version yet"),
         (PROXY + "  kube_listen_addr: 0.0.0.0:3026\n", "5:3: kube_listen_addr is not available in this version yet"),
-        (PROXY + "  mysql_listen_addr: 0.0.0.0:3036\n", "5:3: mysql_listen_addr is not available in this version yet"),
-        (PROXY + "  mongo_listen_addr: 0.0.0.0:27017\n", "5:3: mongo_listen_addr is not available in this version yet"),
-        (PROXY + "  mysql_on_silence: 1s\n", "5:3: mysql_on_silence is not available in this version yet"),
+        (PROXY + "  mysql_on_silence: 5s\n", '5:21: proxy_service.mysql_on_silence: "5s" is too short or too long'),
+        (
+            PROXY + "  mysql_on_silence: 1\n",
+            "5:21: proxy_service.mysql_on_silence: 1 is not a time; expected 100ms to 4s",
+        ),
         (
             PROXY + "teleport: {diag_addr: localhost}\n",
             '5:23: teleport.diag_addr: "localhost" is not an address: both a host and a port',

@@ -22,7 +22,9 @@ def make(clock: Clock, numbers: list[int]) -> Cancels:
 
 def test_a_key_is_found_while_its_session_lives() -> None:
     cancels = make(Clock(), [0, 7, 7, 9])
-    with cancels.open("a", 4) as first, cancels.open("b", 32) as second:
+    with cancels.open("a") as first, cancels.open("b") as second:
+        cancels.arm(first, 4)
+        cancels.arm(second, 32)
         assert (first.key.process_id, second.key.process_id) == (7, 9)  # never 0, never one in use
         assert cancels.find(7, b"\1\2\3\4", "10.0.0.1") is None  # not authorised yet
         first.permit = second.permit = PERMIT
@@ -38,7 +40,8 @@ def test_a_key_is_found_while_its_session_lives() -> None:
 def test_guessing_is_limited_per_source() -> None:
     clock = Clock()
     cancels = make(clock, [7])
-    with cancels.open("a", 4) as live:
+    with cancels.open("a") as live:
+        cancels.arm(live, 4)
         live.permit = PERMIT
         for _ in range(int(GUESSES)):
             assert cancels.find(8, b"\1\2\3\4", "10.0.0.1") is None
@@ -69,7 +72,9 @@ def test_sources_are_forgotten() -> None:
 
 def test_keys_differ_and_do_not_show() -> None:
     cancels = Cancels()
-    with cancels.open("a", 32) as a, cancels.open("b", 32) as b:
+    with cancels.open("a") as a, cancels.open("b") as b:
+        cancels.arm(a, 32)
+        cancels.arm(b, 32)
         assert a.key.secret != b.key.secret
         assert a.key.process_id != b.key.process_id
         assert "secret" not in repr(a)

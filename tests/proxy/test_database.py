@@ -25,7 +25,7 @@ from monoport.proxy.registry import Connections
 from monoport.routing.outcome import Ask, Kind, Route, Show, Tls, Trust
 from monoport.routing.table import build
 from monoport.tunnel import preface
-from monoport.wire.front import Cancel, Login, Secured, Send, Step, Why
+from monoport.wire.front import NOTHING_KNOWN, Cancel, Known, Login, Secured, Send, Step, Why
 from monoport.wire.postgres.messages import (
     GSSENC_REQUEST,
     SSL_REQUEST,
@@ -180,6 +180,62 @@ async def test_tls_in_tls_brings_the_certificate(front: Front, cluster: Cluster,
         await logged_in(inner)
         await inner.write(message(b"X"))
     assert front.world.audit.events[0].fields["user"] == "alice@example.com"
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        (f"orders.db.{PUBLIC}", ""),
+        (f"other.db.{PUBLIC}", 'database "other" is not known here'),
+    ],
+)
+async def test_sni_of_inner_tls_names_the_database(front: Front, cluster: Cluster, name: str, says: str) -> None:
+    context = ssl.create_default_context(cadata=cluster.trusted.host[0])
+    user = cluster.user()
+    load_chain(context, user.certificate, user.key)
+    async with front.client(None, replace(ROUTE, target=None)) as client:
+        await client.write(SSL_REQUEST)
+        assert await client.read_exactly(1) == b"S"
+        inner = await connect_tls(client, context, server_hostname=name)
+        if says:
+            await inner.write(STARTUP)
+            assert says in (await error(inner))["M"]
+        else:
+            await logged_in(inner)
+            await inner.write(message(b"X"))
+
+
+async def test_sni_of_inner_tls_that_is_reserved_for_others(front: Front) -> None:
+    async with front.client(None) as client:
+        await client.write(SSL_REQUEST)
+        assert await client.read_exactly(1) == b"S"
+        with pytest.raises(ConnectionError):
+            await connect_tls(client, ssl.create_default_context(), server_hostname=f"kube.{PUBLIC}")
+    (turned,) = front.connections.refusals
+    assert "reserved" in turned.refusal.reason
+
+
+async def test_what_is_no_hello_is_not_left_to_tls(front: Front) -> None:
+    for hello in (b"\x16\x03\x01\x00\x04\x01\x00\x00\x00", b"GET / HTTP/1.1\r\n\r\n"):
+        async with front.client(None) as client:
+            await client.write(SSL_REQUEST)
+            assert await client.read_exactly(1) == b"S"
+            await client.write(hello)
+            await drained(client)
+    async with front.client(None) as client:
+        await client.write(SSL_REQUEST)
+        assert await client.read_exactly(1) == b"S"
+        client.send_eof()
+        await drained(client)
+    assert len(front.connections.refusals) == 3
+
+
+async def drained(stream: Stream) -> None:
+    try:
+        while await stream.read():
+            pass
+    except ConnectionError:
+        pass
 
 
 async def test_inner_tls_without_certificate(front: Front, cluster: Cluster) -> None:
@@ -396,7 +452,7 @@ async def test_a_client_that_leaves(front: Front) -> None:
 class Greeting:
     """The front of a protocol whose server speaks first and whose login names nobody."""
 
-    def begin(self, secured: Secured) -> Step | None:
+    def begin(self, secured: Secured, known: Known = NOTHING_KNOWN) -> Step | None:
         return Send(b"hello")
 
     def receive(self, data: bytes) -> Step | None:

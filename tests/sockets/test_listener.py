@@ -42,10 +42,16 @@ class Refusals:
 
 @asynccontextmanager
 async def running(
-    limits: Limits, serve: Callable[[Arrival], Awaitable[None]] = echo, refused: Refusals | None = None
+    limits: Limits,
+    serve: Callable[[Arrival], Awaitable[None]] = echo,
+    refused: Refusals | None = None,
+    *,
+    greets: float | None = None,
 ) -> AsyncIterator[tuple[Listener, int]]:
     sockets = bind("127.0.0.1", 0)
-    listener = Listener(sockets, serve, limits, refused)
+    listener = Listener(
+        sockets, serve, limits, refused, greets={} if greets is None else dict.fromkeys(sockets, greets)
+    )
     port = sockets[0].getsockname()[1]
     task = asyncio.get_running_loop().create_task(listener.run())
     await asyncio.sleep(0)
@@ -84,6 +90,30 @@ async def test_a_silent_client_is_turned_away_in_time_by_name() -> None:
         assert refused.codes == ["silence"]
         assert "0.05 s" in refused.reasons[0]
         assert listener.taken == 0
+
+
+@pytest.mark.parametrize("after", [0.0, 0.05])
+async def test_a_silent_client_is_served_where_it_is_to_be_greeted(after: float) -> None:
+    async def greet(arrival: Arrival) -> None:
+        arrival.routed()
+        arrival.settled()
+        await arrival.stream.write(b"nothing yet" if not arrival.first else arrival.first)
+
+    async with running(Limits(), greet, greets=after) as (_, port), await connect("127.0.0.1", port) as client:
+        assert await client.read() == b"nothing yet"
+
+
+async def test_who_speaks_or_leaves_in_time_is_not_greeted() -> None:
+    refused = Refusals()
+    async with running(Limits(first_bytes=0.05), refused=refused, greets=4.0) as (_, port):
+        async with await connect("127.0.0.1", port) as client:
+            await client.write(b"first")
+            assert await client.read_exactly(5) == b"first"
+        async with await connect("127.0.0.1", port) as client:
+            client.send_eof()
+            assert await client.read() == b""
+        assert await ended(await connect("127.0.0.1", port))  # the deadline for first bytes holds all the same
+        assert refused.codes == ["silence"]
 
 
 async def test_five_hundred_silent_clients_hold_nobody_up() -> None:

@@ -22,11 +22,14 @@ class Ssh:
 class DatabaseLogin:
     """Open a database session as `user` on `database`; an empty database is matched by '*' alone.
 
+    None is no database yet, for protocols whose sessions may begin so: every one that is chosen later is a question of
+    its own.
+
     `features` are what it is beyond an ordinary session, such as "replication"; each must be allowed by name.
     """
 
     user: str
-    database: str
+    database: str | None
     features: tuple[str, ...] = ()
 
 
@@ -110,11 +113,14 @@ def ask_database(database: Database, action: DatabaseLogin | None) -> Question:
                 action.user,
                 f'access to {place} as database user "{action.user}" denied',
             ),
-            Check(
-                "db_names",
-                lambda conditions: conditions.db_names,
-                action.database,
-                f'access to database "{action.database}" on {place} denied',
+            *(
+                Check(
+                    "db_names",
+                    lambda conditions: conditions.db_names,
+                    one,
+                    f'access to database "{one}" on {place} denied',
+                )
+                for one in ((action.database,) if action.database is not None else ())
             ),
             *(
                 Check("db_features", lambda conditions: conditions.db_features, one, f"{one} on {place} denied")

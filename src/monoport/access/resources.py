@@ -265,6 +265,7 @@ class DatabaseSpec(_Model):
 
     protocol: DnsLabel
     host_id: Name
+    server_version: Annotated[str, Field(max_length=128, pattern=r"^[\x20-\x7e]*$")] = ""  # as the server itself says
 
 
 class Database(_Document):

@@ -14,7 +14,8 @@ from typing import Any
 from cryptography import x509
 
 import monoport
-from monoport.access.decide import DatabaseLogin, Denied, authorize, visible
+from monoport import protocols
+from monoport.access.decide import Denied, authorize, visible
 from monoport.access.identity import Destination, Identity, IdentityError, Kind, from_x509
 from monoport.access.locks import lock_for
 from monoport.access.resources import Database, Resource, Role, User
@@ -183,7 +184,7 @@ class Service:
         if wanted.protocol and wanted.protocol != database.spec.protocol:
             raise Invalid(f'database "{wanted.name}" speaks {database.spec.protocol}, not {wanted.protocol}')
         if wanted.user and wanted.database:
-            action = DatabaseLogin(wanted.user, wanted.database)
+            action = protocols.login(database.spec.protocol, wanted.user, wanted.database)
             locks = await self.parts.resources.locks()
             decision = authorize(caller, database, action, roles, locks, self.parts.now())
             if isinstance(decision, Denied):
@@ -246,7 +247,7 @@ class Service:
             raise Forbidden(f'database "{request.name}" is not registered by this agent', f"asked by {caller}")
         host = await self.parts.records.get(caller.name)
         await self.parts.ownership.require(host, "db", request.name, "database_client")
-        action = DatabaseLogin(request.user, request.database)
+        action = protocols.login(own.spec.protocol, request.user, request.database)
         roles, locks = await self.parts.resources.roles(), await self.parts.resources.locks()
         decision = authorize(user, own, action, roles, locks, self.parts.now())
         if isinstance(decision, Denied):

@@ -159,6 +159,10 @@ def _check_databases(config: Config, document: Source) -> None:
             message = f'there is a database "{database.name}" at line {line} already; expected another name'
             raise document.error(path, message)
         seen[database.name] = document.values[path]
+        if database.password_file is not None and not protocols.TABLE[database.protocol].passwords:
+            path = ("db_service", "databases", index, "password_file")
+            message = f"password_file is not available for {database.protocol} yet; expected it to be left out"
+            raise document.error(path, message, at_key=True)
         ca = database.tls.ca_cert_file
         if ca is not None:
             _certificates(ca, ("db_service", "databases", index, "tls", "ca_cert_file"), document)

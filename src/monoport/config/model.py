@@ -19,7 +19,8 @@ from monoport.wire import names
 
 # The table of ports of rfd 39.
 WEB_PORT, SSH_PROXY_PORT, TUNNEL_PORT, AUTH_PORT = 3080, 3023, 3024, 3025
-POSTGRES_PORT = 5432  # PostgreSQL's own; rfd 39 names none
+MYSQL_PORT = 3036
+POSTGRES_PORT, MONGO_PORT = 5432, 27017  # their own; rfd 39 names none
 
 _ADDRESS = Shown("host:port")
 
@@ -201,7 +202,7 @@ class ProxyProtocol(Section):
 class ProxyService(Service):
     """The front door: one TLS port for everything."""
 
-    later: ClassVar = frozenset({"kube_listen_addr", "mysql_listen_addr", "mongo_listen_addr", "mysql_on_silence"})
+    later: ClassVar = frozenset({"kube_listen_addr"})
 
     enabled: values.Switch = Field(default=False, description="run the proxy")
     web_listen_addr: Annotated[Address, address(WEB_PORT, "0.0.0.0:3080", listens=True), _ADDRESS] = Field(
@@ -229,6 +230,17 @@ class ProxyService(Service):
     )
     postgres_listen_addr: Annotated[Address | None, address(POSTGRES_PORT, "0.0.0.0:5432", listens=True), _ADDRESS] = (
         Field(default=None, description="one more port, for PostgreSQL clients (default port 5432)")
+    )
+    mysql_listen_addr: Annotated[Address | None, address(MYSQL_PORT, "0.0.0.0:3036", listens=True), _ADDRESS] = Field(
+        default=None, description="one more port, for MySQL clients, who are greeted at once (default port 3036)"
+    )
+    mongo_listen_addr: Annotated[Address | None, address(MONGO_PORT, "0.0.0.0:27017", listens=True), _ADDRESS] = Field(
+        default=None, description="one more port, for MongoDB clients (default port 27017)"
+    )
+    mysql_on_silence: values.Silence | None = Field(
+        default=None,
+        description="the one port speaks MySQL to clients that have said nothing for so long, 100ms to 4s: every MySQL "
+        "client that comes there without a local proxy waits that long (default: never)",
     )
     proxy_protocol: ProxyProtocol = Field(default_factory=ProxyProtocol, description="load balancers in front")
     limits: Limits = Field(default_factory=Limits, description="how many connections at once")
@@ -306,7 +318,7 @@ def _protocol(value: Any) -> str:
     known = sorted(protocols.TABLE)
     if isinstance(value, str) and (found := protocols.named(value)) is not None:
         return found.name
-    if value in ("mysql", "mariadb", "mongodb", "mongo"):
+    if value in ("mongodb", "mongo", "mysql", "mariadb"):
         values.refuse_later(f'protocol "{value}"')
     if not isinstance(value, str):
         raise problem(f"{show(value)} is not a protocol; expected one of {', '.join(known)}")
@@ -324,6 +336,16 @@ class Database(Section):
         description="where the agent reaches it (default port: the protocol's)"
     )
     static_labels: values.Labels = Field(default={}, description="labels of the database, which roles select by")
+    password_file: values.SecretFile | None = Field(
+        default=None,
+        description="for a server that cannot check certificates: lines `user:password`, readable by its owner alone, "
+        "read anew for every session; users never see it (default: the server knows users by certificate)",
+    )
+    server_version: values.Version = Field(
+        default="",
+        description="what the server calls itself, until the agent has asked it; protocols whose server speaks first "
+        "tell their clients (default: one of the protocol's own)",
+    )
     tls: DatabaseTls = Field(default_factory=DatabaseTls, description="how the agent verifies the server")
 
 

@@ -49,6 +49,10 @@ proxy_service:
   #listen_addr: 0.0.0.0:3023
   #tunnel_listen_addr: 0.0.0.0:3024
   #postgres_listen_addr: 0.0.0.0:5432
+  #mysql_listen_addr: 0.0.0.0:3036
+  #mongo_listen_addr: 0.0.0.0:27017
+  # Speak MySQL on the one port to clients that have said nothing for so long: each of them waits as long.
+  #mysql_on_silence: 1s
   # Load balancers in front of the port that send a PROXY header: theirs is believed, anybody else's is refused.
   #proxy_protocol:
     #networks: [10.0.0.5, 10.0.0.6]

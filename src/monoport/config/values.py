@@ -216,6 +216,31 @@ def read_file(path: Path) -> bytes:
     return data
 
 
+def _secret_file(value: object, info: ValidationInfo) -> Path:
+    path = _path(value, info)
+    read_file(path)
+    if path.stat().st_mode & 0o077:
+        raise problem(f"{path} can be read by others than its owner; expected mode 0600")
+    return path
+
+
+def _version(value: object) -> str:
+    if not isinstance(value, str) or not value.isascii() or not value.isprintable() or len(value) > 128:
+        raise problem(f"{show(value)} is not a version; expected printable ASCII, as in 8.0.36")
+    return value
+
+
+def _silence(value: object) -> float:
+    expected = "expected 100ms to 4s"
+    found = re.fullmatch(r"(\d{1,4})(ms|s)", value) if isinstance(value, str) else None
+    if found is None:
+        raise problem(f"{show(value)} is not a time; {expected}")
+    seconds = int(found[1]) / (1000 if found[2] == "ms" else 1)
+    if not 0.1 <= seconds <= 4:  # a client's first bytes are waited for 5 s in all
+        raise problem(f"{show(value)} is too short or too long; {expected}")
+    return seconds
+
+
 def _network(value: object) -> IPv4Network | IPv6Network:
     expected = "expected for example 10.0.0.5 or 10.0.0.0/24"
     if not isinstance(value, str):
@@ -264,6 +289,9 @@ ResourceName = Annotated[str, BeforeValidator(_resource_name), Shown("name")]
 HostName = Annotated[str, BeforeValidator(_host_name), Shown("host name")]
 Labels = Annotated[Mapping[str, str], BeforeValidator(_labels), Shown("mapping of strings")]
 AnyPath = Annotated[Path, BeforeValidator(_path), Shown("path")]
+SecretFile = Annotated[Path, BeforeValidator(_secret_file), Shown("path of a file")]
+Version = Annotated[str, BeforeValidator(_version), Shown("text")]
+Silence = Annotated[float, BeforeValidator(_silence), Shown("time")]
 ReadableFile = Annotated[Path, BeforeValidator(_file), Shown("path of a file")]
 Pin = Annotated[str, BeforeValidator(_pin)]
 Pins = Annotated[tuple[Pin, ...], BeforeValidator(_string_or_list), Field(strict=False), Shown("`sha256:…` or a list")]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Iterable
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 
@@ -75,17 +75,23 @@ class Proxy:
         }
         rules = [description.routing for description in protocols.TABLE.values()]
         public = [str(address) for address in config.public_addrs]
-        table = routing.build(public, cluster, frozenset(handlers), rules)
+        self._greets = _greets(config)
+        table = routing.build(public, cluster, frozenset(handlers), rules, greeting=bool(self._greets))
         self.front = FrontDoor(table, self.contexts, self.connections, handlers, lambda: cache.cas)
         cache.subscribe(self._changed)
 
-    async def run(self, sockets: Iterable[socket.socket]) -> None:
-        """Serve on bound sockets until `drain` has ended, or until cancelled."""
+    async def run(self, bound: Mapping[str, Sequence[socket.socket]]) -> None:
+        """Serve until `drain` has ended, or until cancelled.
+
+        bound: sockets by what their address is for: "web", "ssh", "tunnel" or a protocol's name.
+        """
         service = self._config.proxy_service
         limits = Limits(service.limits.connections, service.limits.per_source)
         networks = service.proxy_protocol.networks
         balancers = Balancers(networks) if networks else None
-        self._listener = Listener(sockets, self._serve, limits, self.connections.turned_away, balancers)
+        sockets = [one for found in bound.values() for one in found]
+        greets = {one: seconds for name, seconds in self._greets.items() for one in bound.get(name, ())}
+        self._listener = Listener(sockets, self._serve, limits, self.connections.turned_away, balancers, greets=greets)
         async with asyncio.TaskGroup() as group:
             watching = group.create_task(self._watch_files())
             await self._listener.run()
@@ -165,6 +171,16 @@ class Proxy:
             return None
         self._stamps = stamps  # also where what they hold cannot be used: it is tried again when a file changes again
         return tuple(_read(pair) for pair in files)
+
+
+def _greets(config: Config) -> dict[str, float]:
+    """Whose silent clients are spoken to, by what their port is for, and after how many seconds."""
+    service = config.proxy_service
+    own = (one for one in protocols.TABLE.values() if one.routing.greets and one.listen_key)
+    greets = {one.name: 0.0 for one in own if getattr(service, one.listen_key) is not None}
+    if service.mysql_on_silence is not None:
+        greets["web"] = service.mysql_on_silence
+    return greets
 
 
 def _stamp(file: Path) -> tuple[int, int]:

@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 
 import structlog
 
-from monoport import __version__
+from monoport import __version__, protocols
 from monoport.audit.metrics import Histogram, Metrics, Sample
 from monoport.audit.outage import OnFailure, Outage
 from monoport.auth.local import LocalAuth
@@ -77,7 +77,8 @@ def _bind(config: Config) -> dict[str, list[socket.socket]]:
     if config.proxy_service.enabled:
         proxy = config.proxy_service
         wanted["web"] = proxy.web_listen_addr
-        wanted |= {"ssh": proxy.listen_addr, "tunnel": proxy.tunnel_listen_addr, "postgres": proxy.postgres_listen_addr}
+        wanted |= {"ssh": proxy.listen_addr, "tunnel": proxy.tunnel_listen_addr}
+        wanted |= {one.name: getattr(proxy, one.listen_key) for one in protocols.TABLE.values() if one.listen_key}
     bound: dict[str, list[socket.socket]] = {}
     try:
         for name, address in wanted.items():
@@ -246,9 +247,8 @@ class _Daemon:
         self.members.append(own)
         self.proxy = Proxy(self.config, own)
         group = await stack.enter_async_context(asyncio.TaskGroup())
-        sockets = [one for found in self.bound.values() for one in found]
-        self.bound.clear()
-        group.create_task(self.proxy.run(sockets))
+        bound, self.bound = self.bound, {}
+        group.create_task(self.proxy.run(bound))
         return group
 
     async def _start_agent(self, stack: AsyncExitStack, local: LocalAuth | None, role: str) -> asyncio.TaskGroup:

@@ -10,7 +10,7 @@ import errno
 import os
 import socket
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from ipaddress import IPv6Address
@@ -130,9 +130,10 @@ Refused = Callable[[str, Source, str, str], None]
 class Listener:
     """Accepts on `sockets` and runs `serve(arrival)` in one task per connection, which ends with its stream.
 
-    serve: the connection's life; `arrival.first` holds at least one byte. refused: called with connection id, source,
-    code and reason for connections that end before `serve`. balancers: whose connections may begin with a PROXY
-    header; None: nobody's. The sockets belong to the listener.
+    serve: the connection's life; `arrival.first` holds at least one byte, unless the client waits to be greeted.
+    refused: called with connection id, source, code and reason for connections that end before `serve`. balancers:
+    whose connections may begin with a PROXY header; None: nobody's. greets: sockets whose silent clients are served,
+    and after how many seconds. The sockets belong to the listener.
     """
 
     def __init__(
@@ -142,6 +143,8 @@ class Listener:
         limits: Limits,
         refused: Refused | None = None,
         balancers: Balancers | None = None,
+        *,
+        greets: Mapping[socket.socket, float] | None = None,
     ) -> None:
         self._sockets = list(sockets)
         self._families = {sock: int(sock.family) for sock in self._sockets}
@@ -149,6 +152,7 @@ class Listener:
         self._limits = limits
         self._refused = refused or _log_refusal
         self._balancers = balancers
+        self._greets = dict(greets or {})
         self._log: Any = structlog.get_logger()
         self._prefix = os.urandom(3).hex()  # tells the ids of this run from those of the one before
         self._count = 0
@@ -256,9 +260,9 @@ class Listener:
                 self._loop.call_later(REST, self._resume)
                 self._log.error("cannot accept connections", reason=error.strerror, connections=self._taken)
                 return
-            self._admit(socket.socket(family, socket.SOCK_STREAM, 0, fd), address)
+            self._admit(socket.socket(family, socket.SOCK_STREAM, 0, fd), address, self._greets.get(listening))
 
-    def _admit(self, sock: socket.socket, address: tuple[Any, ...]) -> None:
+    def _admit(self, sock: socket.socket, address: tuple[Any, ...], patience: float | None) -> None:
         self._count += 1
         name = f"{self._prefix}{self._count:x}"
         source: Source = (address[0], address[1])
@@ -272,7 +276,7 @@ class Listener:
         stream = SocketStream(sock, self._loop, inherited=True)
         arrival = Arrival(name, stream, source, self._hello, self._handshake)
         arrival.share = share
-        self._group.create_task(self._live(arrival, balanced))
+        self._group.create_task(self._live(arrival, balanced, patience))
 
     def _count_in(self, name: str, source: Source) -> str | None:
         """Count a connection with others of its source: the key; None where it is one too many, and refused."""
@@ -302,10 +306,11 @@ class Listener:
 
     # one connection
 
-    async def _live(self, arrival: Arrival, balanced: bool) -> None:
+    async def _live(self, arrival: Arrival, balanced: bool, patience: float | None) -> None:
         stream = arrival.stream
         try:
-            if await self._spoke(arrival) and (not balanced or await self._introduced(arrival)):
+            # Who may introduce its clients says first for whom it connects, or it is served as a client itself.
+            if await self._spoke(arrival, patience) and (not balanced or await self._introduced(arrival, patience)):
                 await self._serve(arrival)
             if not stream.lost:
                 stream.close()
@@ -321,17 +326,23 @@ class Listener:
             arrival.settled()
             self._release(arrival.share)
 
-    async def _spoke(self, arrival: Arrival) -> bool:
+    async def _spoke(self, arrival: Arrival, patience: float | None) -> bool:
+        """Wait for the first bytes, and return whether to serve the client: also if it waits to be greeted."""
         try:
-            await arrival.more()
+            if patience is None:
+                await arrival.more()
+            else:
+                return await _first(arrival, patience)
         except LateError as error:
             self._refused(arrival.id, arrival.source, "silence", str(error))
         except ConnectionError as error:  # port scans and health checks come and go: not worth a refusal
             self._log.debug("connection ended before its first byte", connection=arrival.id, reason=str(error))
         return bool(arrival.first)
 
-    async def _introduced(self, arrival: Arrival) -> bool:
+    async def _introduced(self, arrival: Arrival, patience: float | None) -> bool:
         """Learn from a balancer's header, if one comes, who the client is, and count the connection there."""
+        if not arrival.first:
+            return True
         try:
             named = await introduce(arrival)
         except ProxyHeaderError as error:
@@ -345,7 +356,7 @@ class Listener:
             if share is None:
                 return False
             arrival.share = share
-        return bool(arrival.first) or await self._spoke(arrival)
+        return bool(arrival.first) or await self._spoke(arrival, patience)
 
     def _release(self, key: str) -> None:
         self._taken -= 1
@@ -357,6 +368,18 @@ class Listener:
             self._empty.set()
         if not self._accepting and self._sockets:
             self._resume()
+
+
+async def _first(arrival: Arrival, patience: float) -> bool:
+    """Wait so many seconds for a client's first bytes; whether it is still there then."""
+    try:
+        async with asyncio.timeout(patience):
+            await arrival.more()
+    except LateError:
+        raise
+    except TimeoutError:
+        return True
+    return bool(arrival.first)
 
 
 def _log_refusal(connection: str, source: Source, code: str, reason: str) -> None:

@@ -9,6 +9,7 @@ import pkgutil
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 
+from monoport.access.question import DatabaseLogin
 from monoport.protocols.description import Description
 from monoport.routing import table as routing
 from monoport.routing.outcome import Kind
@@ -47,3 +48,10 @@ TABLE: Mapping[str, Description] = build(_found())
 def named(name: str) -> Description | None:
     """Return the protocol of that name or alias, None if there is none."""
     return next((found for found in TABLE.values() if name == found.name or name in found.aliases), None)
+
+
+def login(protocol: str, user: str, database: str, features: tuple[str, ...] = ()) -> DatabaseLogin:
+    """Return what a login asks for; where a protocol lets sessions begin without a database, "" means none yet."""
+    found = TABLE.get(protocol)
+    needed = found is None or found.needs_database
+    return DatabaseLogin(user, database if database or needed else None, features)

@@ -96,6 +96,8 @@ class Description:
     ways: Ways = Ways()
     needs_user: bool = True  # a login must name a database user
     needs_database: bool = True  # and a database
+    passwords: bool = False  # its engine can prove itself by `password_file`, too
+    listen_key: str = ""  # of `proxy_service`: a port of its own for clients that do not share the one port
     aliases: tuple[str, ...] = ()  # further spellings of `name` that a configuration may use
 
     def __post_init__(self) -> None:

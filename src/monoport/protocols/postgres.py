@@ -88,5 +88,6 @@ PROTOCOL = Description(
         socket=".s.PGSQL.{port}",
     ),
     ways=_WAYS,
+    listen_key="postgres_listen_addr",
     aliases=("postgresql",),
 )

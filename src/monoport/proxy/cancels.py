@@ -32,7 +32,7 @@ class Key:
 
 @dataclass(slots=True)
 class Live:
-    """A session that may be cancelled; `permit` is what its own dial was allowed by, once it was."""
+    """A session that may be cancelled once `permit`, what its own dial was allowed by, is there."""
 
     key: Key
     connection: str
@@ -62,17 +62,21 @@ class Cancels:
         self._unrecorded = 0  # wrong keys since the last event
 
     @contextmanager
-    def open(self, connection: str, secret_bytes: int) -> Iterator[Live]:
-        """Hold a new key for one session while the body runs."""
+    def open(self, connection: str) -> Iterator[Live]:
+        """Hold a new key for one session while the body runs; it cancels nothing before `arm`."""
         process_id = 0
         while not process_id or process_id in self._live:
             process_id = self._bits(31)  # positive in clients that read a signed number
-        live = Live(Key(process_id, self._bytes(secret_bytes)), connection)
+        live = Live(Key(process_id, b""), connection)
         self._live[process_id] = live
         try:
             yield live
         finally:
             del self._live[process_id]
+
+    def arm(self, live: Live, secret_bytes: int) -> None:
+        """Give a session's key a secret as long as its client can keep."""
+        live.key = Key(live.key.process_id, self._bytes(secret_bytes))
 
     def find(self, process_id: int, secret: bytes, source: str) -> Live | None:
         """Return the session that this key cancels, or None; equal cost whether a number is known or not.

@@ -153,10 +153,10 @@ async def serve(arrival: Arrival, front: FrontDoor) -> None:
 
 
 async def _route(arrival: Arrival, table: Table) -> Route:
-    """Step 1: the first bytes decide where to."""
+    """Step 1: the first bytes decide where to, or that there are none."""
     said = ""
     while True:
-        outcome = decide(arrival.first, table, said)
+        outcome = decide(arrival.first, table, said) if arrival.first else silence(table, said=said)
         match outcome:
             case Route():
                 return outcome

@@ -7,6 +7,7 @@ Belongs here: what the proxy decides and in which order. How a protocol opens an
 import asyncio
 import ssl
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, Protocol, assert_never
 
@@ -27,10 +28,12 @@ from monoport.proxy.cancels import Cancels, Live
 from monoport.proxy.connection import Connection
 from monoport.proxy.contexts import Contexts
 from monoport.proxy.destination import Refused, narrowed_to, wanted
-from monoport.routing.outcome import Ask, Refusal, Show, Tls, Trust
+from monoport.routing.match import match, missing
+from monoport.routing.outcome import Answer, Ask, Refusal, Route, Show, Tls, Trust
+from monoport.routing.table import Table
 from monoport.tunnel.dial import DENIED, DialError
 from monoport.tunnel.preface import Kind, Preface
-from monoport.wire.front import Cancel, Closed, Front, Login, Secured, Send, StartTls, Why
+from monoport.wire.front import Cancel, Closed, Front, Known, Login, Secured, Send, StartTls, Why
 
 OPENING = 10.0  # seconds from the handler's start to the login, in-protocol TLS included
 CANCEL = 10.0  # seconds that a cancel may take through the tunnel and to the real server
@@ -94,10 +97,15 @@ class Databases:
         if protocol is None:
             _refused(connection, "no_protocol", "neither route nor certificate names a database protocol")
             return
+        with self._cancels.open(connection.id) as live:
+            await self._serve(connection, protocol, live)
+
+    async def _serve(self, connection: Connection, protocol: Description, live: Live) -> None:
         front = protocol.front()
         try:
             async with asyncio.timeout(OPENING):
-                opened = await self._open(connection, front)
+                known = Known(live.key.process_id, self._version(connection, protocol))
+                opened = await self._open(connection, front, known)
         except TimeoutError:
             _refused(connection, "late_login", f"no login within {OPENING:g} s")
             return
@@ -116,9 +124,22 @@ class Databases:
             case Cancel():
                 await self._cancel(connection, opened)
             case Login():
-                await self._login(connection, front, protocol, opened)
+                self._cancels.arm(live, opened.secret_bytes)
+                await self._login(connection, front, protocol, opened, live)
             case _:
                 assert_never(opened)
+
+    def _version(self, connection: Connection, protocol: Description) -> str:
+        """What the real server calls itself, if that is known before the client has spoken.
+
+        Where nothing names the database yet, all of the protocol's servers must say the same.
+        """
+        destination = narrowed_to(connection.identity)
+        route = connection.route
+        name = destination.name if destination is not None else route.target if route is not None else None
+        one_of = self._named(name) if name else self._directory.databases()
+        said = {one.spec.server_version for one in one_of if one.spec.protocol == protocol.name}
+        return said.pop() if len(said) == 1 else ""
 
     def _protocol(self, connection: Connection) -> Description | None:
         """The protocol that the route names, else that of the database which SNI or certificate names."""
@@ -131,13 +152,13 @@ class Databases:
                 name = next((one.spec.protocol for one in self._named(route.target)), "")
         return self._table.get(name)
 
-    async def _open(self, connection: Connection, front: Front) -> Login | Cancel | Closed:
+    async def _open(self, connection: Connection, front: Front, known: Known) -> Login | Cancel | Closed:
         """Take the client through the protocol's opening; in-protocol TLS brings the identity if nothing has yet."""
         if connection.identity is not None:
             secured = Secured.CERTIFIED
         else:
             secured = Secured.ANONYMOUS if connection.route is not None and connection.route.tls else Secured.PLAIN
-        step = front.begin(secured)
+        step = front.begin(secured, known)
         while True:
             match step:
                 case None:
@@ -150,34 +171,55 @@ class Databases:
                     step = front.receive(b"")
                 case StartTls(reply, alpn):
                     await connection.stream.write(reply)
-                    tls = Tls(show=Show.CLUSTER, ask=Ask.REQUIRED, trust=Trust.USER, alpn=alpn, tls12=True)
-                    inner = await serve_tls(connection.stream, self._contexts.context(tls))
-                    connection.stream = inner
-                    certificate = inner.peer_certificate
-                    if certificate is None:
-                        return Closed("no client certificate in TLS")
-                    connection.identify(certificate)
-                    step = front.begin(Secured.CERTIFIED)
+                    if (refused := await self._secure(connection, alpn)) is not None:
+                        return refused
+                    step = front.begin(Secured.CERTIFIED, known)
                 case Login() | Cancel() | Closed():
                     return step
                 case _:
                     assert_never(step)
 
-    async def _login(self, connection: Connection, front: Front, protocol: Description, login: Login) -> None:
+    async def _secure(self, connection: Connection, alpn: str | None) -> Closed | None:
+        """In-protocol TLS: its ClientHello is routed like any other, and its certificate says who is calling.
+
+        alpn: the name to select if the client offers it.
+        """
+        route = connection.route
+        assert route is not None  # this handler is reached by routing alone
+        outcome = await _routed(connection.stream, connection.front.table, route.protocol or "")
+        if isinstance(outcome, Refusal):
+            await connection.stream.write(outcome.send)
+            return Closed(outcome.reason)
+        if outcome is None:
+            return Closed("the client left before its ClientHello")
+        tls = Tls(show=Show.CLUSTER, ask=Ask.REQUIRED, trust=Trust.USER, alpn=alpn, tls12=True)
+        inner = await serve_tls(connection.stream, self._contexts.context(tls))
+        connection.stream = inner
+        certificate = inner.peer_certificate
+        if certificate is None:
+            return Closed("no client certificate in TLS")
+        connection.identify(certificate)
+        if outcome.target:
+            connection.route = replace(route, target=outcome.target, server_name=outcome.server_name)
+        return None
+
+    async def _login(
+        self, connection: Connection, front: Front, protocol: Description, login: Login, live: Live
+    ) -> None:
         identity = connection.identity
         assert identity is not None, "fronts let nobody log in without a certificate"
         who: dict[str, Any] = {"connection": connection.id, "user": str(identity), "source": _source(connection)}
         target = connection.route.target if connection.route is not None else None
         try:
             name, action = wanted(identity, target, protocol, login)
-            who |= {"database": name, "protocol": protocol.name, "db_user": action.user, "db_name": action.database}
+            who |= {"database": name, "protocol": protocol.name, "db_user": action.user}
+            who["db_name"] = action.database or ""
             if action.features:
                 who["features"] = list(action.features)
-            with self._cancels.open(connection.id, login.secret_bytes) as live:
-                permit, server = await self._dial(connection, protocol, name, action, live)
-                async with server:
-                    live.permit = permit
-                    await self._session(connection, server, login, who | {"rule": permit.rule})
+            permit, server = await self._dial(connection, protocol, name, action, live)
+            async with server:
+                live.permit = permit
+                await self._session(connection, server, login, who | {"rule": permit.rule})
         except Refused as refused:
             _refused(connection, f"database_{refused.why}", str(refused), refused.rule)
             try:
@@ -232,7 +274,7 @@ class Databases:
                 certificate=ssl.DER_cert_to_PEM_cert(connection.certificate or b""),
                 source=_source(connection),
                 user=action.user,
-                database=action.database,
+                database=action.database or "",
                 process_id=live.key.process_id,
                 secret=live.key.secret,
                 features=action.features,
@@ -308,6 +350,19 @@ async def _tell(connection: Connection, front: Front, why: Why, reason: str) -> 
         connection.stream.send(front.refuse(why, traced(reason, connection.id)))
         linger(connection.stream)
         await connection.stream.wait_closed()
+
+
+async def _routed(stream: Stream, table: Table, said: str) -> Route | Refusal | None:
+    """Where the ClientHello that comes next leads, itself left on the stream; None if the client leaves before."""
+    first = b""
+    while (outcome := match(first, table, said)) is None:
+        data = await stream.read(missing(first) if first else OPENING_READ)
+        if not data:
+            return None
+        first += data
+    stream.unread(first)
+    assert not isinstance(outcome, Answer)  # of no protocol's requests is there one behind its own
+    return outcome
 
 
 def _source(connection: Connection) -> str:

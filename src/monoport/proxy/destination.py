@@ -49,7 +49,7 @@ def _action(protocol: Description, login: Login, user: str, database: str) -> Da
         raise Refused(Why.DENIED, "neither certificate nor start-up message names a database user", "no user")
     if protocol.needs_database and not database:
         raise Refused(Why.DENIED, "neither certificate nor start-up message names a database", "no database")
-    return DatabaseLogin(user, database, login.features)
+    return DatabaseLogin(user, database if database or protocol.needs_database else None, login.features)
 
 
 def narrowed_to(identity: Identity | None) -> Destination | None:

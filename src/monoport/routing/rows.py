@@ -99,13 +99,14 @@ def rows(
     protocols: Sequence[DatabaseRule],
     applications: Mapping[str, str],
     fallback: str,
+    greeting: bool = True,
 ) -> tuple[Rule, ...]:
     """Every rule, in order.
 
     Args:
         publics: canonical public hosts. clusters: the own cluster's name as configured, then as a canonical host name
             where that differs. applications: name by canonical host.
-        fallback: host[:port] for redirects. served, protocols: as for table.build().
+        fallback: host[:port] for redirects. served, protocols, greeting: as for table.build().
     """
     domains = frozenset(map(names.databases, publics))
     reserved = names.reserved_domains(publics)
@@ -121,7 +122,7 @@ def rows(
         *(rule for protocol in protocols for rule in _upgraded(protocol, domains, reserved, database)),
         _plain("ssh-plain", "SSH-", (b"SSH-",), Go(Kind.SSH, None), "SSH proxy", served=Kind.SSH in served),
         *(rule for protocol in protocols for rule in _openings(protocol, database)),
-        *_silence(protocols, states, database),
+        *_silence(protocols, states, database, greeting),
         _plain("http", "an HTTP verb", http.VERBS, Redirect(fallback), "308 to https", served=True),
         Rule("malformed-hello", _HELLO, HelloError, Always("cannot be parsed"), _MALFORMED, "refused", said=states),
         Rule("anything-else", "anything else", object, Always("no rule above holds"), _UNKNOWN, "refused", said=states),
@@ -242,7 +243,7 @@ def _upgraded(
     protocol: DatabaseRule, domains: frozenset[str], reserved: tuple[str, ...], database: bool
 ) -> Iterator[Rule]:
     """Rows for the ClientHello that follows a plaintext request for TLS."""
-    if not protocol.starttls:
+    if not protocol.starttls and not protocol.greets:
         return
     first, said = f"ClientHello after the request of {protocol.name}", frozenset({protocol.name})
     refuse = Refuse(Code.NOT_ENABLED, f"SNI is reserved and names no database of {protocol.name}")
@@ -282,14 +283,14 @@ def _openings(protocol: DatabaseRule, database: bool) -> Iterator[Rule]:
         yield opening("plaintext", protocol.plaintext, refuse, "refused", again)
 
 
-def _silence(protocols: Sequence[DatabaseRule], states: frozenset[str], database: bool) -> Iterator[Rule]:
+def _silence(
+    protocols: Sequence[DatabaseRule], states: frozenset[str], database: bool, greeting: bool
+) -> Iterator[Rule]:
     """Rows for clients that wait for the server to speak."""
-    greeting = next((protocol.name for protocol in protocols if protocol.greets and database), None)
-    if greeting is not None:
-        go = Go(Kind.DATABASE, None, protocol=greeting)
-        yield Rule(
-            f"{greeting}-greeting", "silence", Silence, Always("no bytes came"), go, f"{greeting} proxy, which greets"
-        )
+    name = next((protocol.name for protocol in protocols if protocol.greets and database), None)
+    if name is not None:
+        go, to = Go(Kind.DATABASE, None, protocol=name), f"{name} proxy, which greets"
+        yield Rule(f"{name}-greeting", "silence", Silence, Always("no bytes came"), go, to, served=greeting)
         states -= {""}
     refuse = Refuse(Code.SILENCE, "the client sent nothing")
     yield Rule("silence", "silence", Silence, Always("no bytes came"), refuse, "refused", said=states)

@@ -53,6 +53,8 @@ def build(
     served: frozenset[Kind],
     protocols: Sequence[DatabaseRule] = (),
     applications: Mapping[str, str] = MappingProxyType({}),
+    *,
+    greeting: bool = True,
 ) -> Table:
     """Build the table of one proxy.
 
@@ -62,6 +64,7 @@ def build(
         served: the kinds that have a handler; rows of the others refuse.
         protocols: the database protocols that are served.
         applications: name of an application by its public host name.
+        greeting: whether a client that stays silent is spoken to, where a protocol's server speaks first.
     Raises:
         TableError: a name is illegal, or two rows could not be told apart.
     """
@@ -76,7 +79,9 @@ def build(
         raise TableError(str(error)) from error
     _check_names(publics, clusters[-1], apps)
     rows.check_protocols(protocols, clusters)
-    listed = rows.rows(publics, clusters, served, protocols=protocols, applications=apps, fallback=fallback)
+    listed = rows.rows(
+        publics, clusters, served, protocols=protocols, applications=apps, fallback=fallback, greeting=greeting
+    )
     _check_signatures(listed)
     said = frozenset[str]().union(*(rule.said for rule in listed))
     return Table(publics, cluster, served, listed, MappingProxyType({state: _state(listed, state) for state in said}))

@@ -32,6 +32,21 @@ class Why(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Known:
+    """What the proxy knows of a session before the client has said anything, for protocols whose server speaks first.
+
+    process_id: the number by which the session's statements can be cancelled. server_version: of the real server, ""
+    if it is not known yet, or not yet which server it is.
+    """
+
+    process_id: int = 0
+    server_version: str = ""
+
+
+NOTHING_KNOWN = Known()
+
+
+@dataclass(frozen=True, slots=True)
 class Send:
     """Send these bytes to the client, then go on reading."""
 
@@ -80,7 +95,7 @@ Step: TypeAlias = Send | StartTls | Login | Cancel | Closed
 class Front(Protocol):
     """A database protocol's opening, as a pure machine: bytes in, one step out, or None for "need more"."""
 
-    def begin(self, secured: Secured) -> Step | None:
+    def begin(self, secured: Secured, known: Known = NOTHING_KNOWN) -> Step | None:
         """Start reading on a stream that is `secured`; called again once in-protocol TLS stands."""
 
     def receive(self, data: bytes) -> Step | None:

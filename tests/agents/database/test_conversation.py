@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from monoport.agents.database.conversation import Conversation, Unrecorded, Violation
+from monoport.agents.database.conversation import Conversation, Passage, Unrecorded, Violation
 from monoport.net.memory import pair
 from monoport.net.stream import Stream
 
@@ -234,3 +234,48 @@ async def _outcome(talk: Talk) -> Exception:
     except (Violation, Unrecorded, ConnectionError) as error:
         return error
     raise AssertionError("the conversation ended well")
+
+
+def rewrite(data: bytes | memoryview) -> Passage[str]:
+    """`ask` becomes `ASK`; of `no` nothing goes on, and the client is told."""
+    text = bytes(data).decode()
+    if text == "no":
+        return Passage(["no"], answer=b"denied")
+    return Passage([text] if text == "ask" else [], text.upper().encode())
+
+
+async def test_bytes_are_changed_withheld_and_answered_for() -> None:
+    client, near = pair()
+    far, server = pair()
+    log = Log()
+    conversation = Conversation(near, far, rewrite, log.record, heard=lambda data: bytes(data).replace(b"secret", b"-"))
+    async with asyncio.TaskGroup() as group:
+        running = group.create_task(conversation.run())
+        await client.write(b"plain")
+        await read(server, "PLAIN")
+        log.open.clear()
+        await client.write(b"ask")
+        await log.waiting.wait()
+        assert server._receiver.data == b""  # type: ignore[attr-defined]
+        log.open.set()
+        await read(server, "ASK")
+        await client.write(b"no")
+        await read(client, "denied")
+        await server.write(b"a secret b")
+        await read(client, "a - b")
+        server.close()
+        assert await running == ""
+    assert log.lines == ["ask", "no"]
+
+
+async def test_a_server_that_breaks_the_protocol_ends_the_session() -> None:
+    def listen(data: bytes | memoryview) -> bytes:
+        raise ValueError("not like this")
+
+    client, near = pair()
+    far, server = pair()
+    conversation = Conversation(near, far, inspect, Log().record, heard=listen)
+    await server.write(b"x")
+    with pytest.raises(Violation, match="not like this"):
+        await conversation.run()
+    client.abort()

@@ -19,7 +19,7 @@ from cryptography import x509
 
 from monoport import protocols
 from monoport.access.decide import DatabaseLogin, Denied, Permit, authorize
-from monoport.access.identity import IdentityError, Kind, from_x509
+from monoport.access.identity import Identity, IdentityError, Kind, from_x509
 from monoport.access.lease import Leases
 from monoport.access.resources import Database, DatabaseSpec, Lock, Metadata, Resource, Role
 from monoport.agents.database.certificates import Issuer, Signer
@@ -128,14 +128,11 @@ class Databases:
             await self._sleep(HEARTBEAT * (1 - self._rand() / 5))
 
     async def _beat(self, name: str) -> None:
-        try:
-            await self._auth.heartbeat(self._resources[name])
-        except AuthError as error:
-            _log.warning("heartbeat failed", database=name, reason=str(error))
-        problem = ""
+        await self._tell(name)
+        problem, version = "", ""
         try:
             async with asyncio.timeout(PROBE):
-                await self._engines[name].probe()
+                version = await self._engines[name].probe()
         except Unreachable as error:
             problem = error.detail
         except TimeoutError:
@@ -143,6 +140,17 @@ class Databases:
         if problem != self.health.get(name, ""):
             _log.warning("database health", database=name, problem=problem or "none any more")
         self.health[name] = problem
+        resource = self._resources[name]
+        if version and version != resource.spec.server_version:
+            spec = resource.spec.model_copy(update={"server_version": version})
+            self._resources[name] = resource.model_copy(update={"spec": spec})
+            await self._tell(name)
+
+    async def _tell(self, name: str) -> None:
+        try:
+            await self._auth.heartbeat(self._resources[name])
+        except AuthError as error:
+            _log.warning("heartbeat failed", database=name, reason=str(error))
 
     async def _session(self, asked: Preface, stream: Stream) -> None:
         engine = self._engines.get(asked.target)
@@ -150,6 +158,14 @@ class Databases:
             raise dial.DialRefused(dial.NOT_SERVED, f'database "{asked.target}" is not registered here')
         permit, who = await self._authorised(asked)
         protocol = who["protocol"]
+
+        def deny(database: str, features: tuple[str, ...]) -> str:
+            action = protocols.login(protocol, asked.user, database, features)
+            decision = self._decide(permit.identity, asked.target, action)
+            if isinstance(decision, Denied):
+                _log.warning("denied within a session", **who, wanted=database, beyond=features, rule=decision.rule)
+                return decision.reason
+            return ""
 
         async def record(kind: str, **fields: Any) -> None:
             await self._audit.emit(kind, **who, **fields)
@@ -165,6 +181,8 @@ class Databases:
             secret=asked.secret,
             record=record,
             features=asked.features,
+            owner=str(permit.identity),
+            deny=deny,
         )
         if asked.connection in self._sessions:
             raise dial.DialRefused(dial.DENIED, "this connection has a session already")
@@ -198,14 +216,18 @@ class Databases:
             "db_name": asked.database,
             **({"features": list(asked.features)} if asked.features else {}),
         }
-        action = DatabaseLogin(asked.user, asked.database, asked.features)
-        resource = self._resources[asked.target]
-        decision = authorize(identity, resource, action, self._directory.roles, self._directory.locks, now)
+        protocol = self._resources[asked.target].spec.protocol
+        action = protocols.login(protocol, asked.user, asked.database, asked.features)
+        decision = self._decide(identity, asked.target, action)
         if isinstance(decision, Denied):
             _log.warning("session refused", **who, rule=decision.rule)
             await self._audit.emit("db.session.deny", **who, reason=decision.reason, rule=decision.rule)
             raise dial.DialRefused(dial.DENIED, decision.reason)
         return decision, who
+
+    def _decide(self, identity: Identity, name: str, action: DatabaseLogin) -> Permit | Denied:
+        directory = self._directory
+        return authorize(identity, self._resources[name], action, directory.roles, directory.locks, self._now())
 
     async def _cancel(self, asked: Preface, stream: Stream) -> None:
         name, session = self._sessions.get(asked.connection, ("", None))
@@ -223,7 +245,7 @@ class Databases:
 def _resource(database: model.Database, host_id: str) -> Database:
     return Database(
         metadata=Metadata(name=database.name, labels=dict(database.static_labels)),
-        spec=DatabaseSpec(protocol=database.protocol, host_id=host_id),
+        spec=DatabaseSpec(protocol=database.protocol, host_id=host_id, server_version=database.server_version),
     )
 
 

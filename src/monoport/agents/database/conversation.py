@@ -10,6 +10,7 @@ statements (COPY data above all) pass straight through.
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from monoport.net.stream import Stream
@@ -29,31 +30,50 @@ class Unrecorded(Exception):
     """The audit log did not take a statement; it has not reached the server."""
 
 
+@dataclass(frozen=True, slots=True)
+class Passage(Generic[T]):
+    """What becomes of bytes of the client.
+
+    actions: what they do, for the audit log. forward: what goes on to the server when that has them. answer: what the
+    client is told at once, instead of the server's own words.
+    """
+
+    actions: Sequence[T] = ()
+    forward: bytes | memoryview = b""
+    answer: bytes = b""
+
+
 class Conversation(Generic[T]):
     """One session's bytes, both ways, until either side ends.
 
     Args:
         client, server: streams behind the opening; this owns neither.
-        inspect: reads the client's bytes as they pass and returns what they do; raises ValueError on a violation.
+        inspect: reads the client's bytes as they pass and returns what they do, in a Passage where not all of them go
+            on as they are; raises ValueError on a violation.
         record: makes the actions durable, in order.
         said: what the server has said last before this.
+        heard: reads the server's bytes as they pass and returns what the client gets of them; as they are by default.
     """
 
     def __init__(
         self,
         client: Stream,
         server: Stream,
-        inspect: Callable[[bytes | memoryview], Sequence[T]],
+        inspect: Callable[[bytes | memoryview], Sequence[T] | Passage[T]],
         record: Callable[[Sequence[T]], Awaitable[None]],
         said: bytes = b"",
+        *,
+        heard: Callable[[bytes | memoryview], bytes | memoryview] | None = None,
     ) -> None:
         self._client = client
         self._server = server
         self._inspect = inspect
         self._record = record
+        self._heard = heard
         self._news = asyncio.Event()  # something for run() to do
         self._held: list[bytes] = []  # the client's bytes that wait for the audit log
         self._actions: list[T] = []  # what they do
+        self._answers: list[bytes] = []  # what the client is told behind them
         self._client_ended = False
         self._over = False
         self._error: Exception | None = None
@@ -110,12 +130,17 @@ class Conversation(Generic[T]):
         while self._held and not self._over and not self._ending:
             held, self._held = self._held, [b""]  # not empty: what comes while we wait has to queue behind this
             actions, self._actions = self._actions, []
+            answers, self._answers = self._answers, []
             try:
                 await self._record(actions)
             except Exception as error:
                 raise Unrecorded(reason(error)) from error
-            self.tail = b""
-            full = not self._server.send(b"".join(held))
+            full = False
+            if whole := b"".join(held):
+                self.tail = b""
+                full = not self._server.send(whole)
+            if answers:
+                self._client.send(b"".join(answers))
             del self._held[0]
             if not self._held and not full and not self._ending:
                 self._client.resume_reading()
@@ -127,23 +152,36 @@ class Conversation(Generic[T]):
         if self._over or self._ending:
             return
         try:
-            actions = self._inspect(data)
+            passage = self._inspect(data)
         except ValueError as error:
             self.finish(Violation(str(error)))
             return
-        if actions or self._held:
+        answer = b""
+        if isinstance(passage, Passage):
+            actions, data, answer = passage.actions, passage.forward, passage.answer
+        else:
+            actions = passage
+        if actions or answer or self._held:
             self._held.append(bytes(data))
             self._actions.extend(actions)
+            if answer:
+                self._answers.append(answer)
             self._client.pause_reading()
             self._news.set()
-        else:
+        elif data:
             self.tail = b""
             if not self._server.send(data):
                 self._client.pause_reading()
 
     def from_server(self, data: bytes | memoryview) -> None:
-        """Bytes of the server, on to the client as they are."""
+        """Bytes of the server, on to the client."""
         self.heard = True
+        if self._heard is not None:
+            try:
+                data = self._heard(data)
+            except ValueError as error:
+                self.finish(Violation(str(error)))
+                return
         self.tail = bytes(data[-TAIL:]) if len(data) >= TAIL else (self.tail + bytes(data))[-TAIL:]
         if not self._client.send(data):
             self._server.pause_reading()

@@ -13,6 +13,7 @@ from monoport.config.model import Database
 from monoport.errors import Failure
 from monoport.net.stream import Stream
 
+Deny = Callable[[str, tuple[str, ...]], str]  # deny(database, features)
 Record = Callable[..., Awaitable[None]]  # record(type, **fields): returns when the event is durable
 
 
@@ -23,6 +24,10 @@ class Unreachable(Failure):
         super().__init__(reason)
         self.detail = detail or reason
         self.hint = hint
+
+
+def _undecided(_database: str, _features: tuple[str, ...]) -> str:
+    return "not decided"
 
 
 @dataclass(slots=True)
@@ -36,6 +41,9 @@ class Session:
         process_id, secret: the cancel key that the proxy gives to the client.
         record: takes audit events; the fields that every event has are filled in.
         features: what the session may be beyond an ordinary one; nothing that is not in here goes to the server.
+        owner: user@cluster, whose session it is.
+        deny: why the session may not go on to another database, or do something beyond an ordinary session; "" if it
+            may. It counts what roles say now.
     """
 
     connection: str
@@ -46,6 +54,8 @@ class Session:
     secret: bytes = field(repr=False)
     record: Record
     features: tuple[str, ...] = ()
+    owner: str = ""
+    deny: Deny = _undecided
     on_end: Callable[[str], None] | None = None  # set by the engine while it can be told to end
     ended: str = ""  # why the session must end, once it must
     upstream_key: Any = None  # what the real server wants to see in a cancel request; the engine's own
@@ -68,5 +78,5 @@ class Engine(Protocol):
     async def cancel(self, session: Session) -> None:
         """Cancel what `session` runs at the real server. Raises Unreachable."""
 
-    async def probe(self) -> None:
-        """Return if the real server answers. Raises Unreachable."""
+    async def probe(self) -> str:
+        """Return what the real server calls itself, "" if it does not say, if it answers. Raises Unreachable."""

@@ -141,11 +141,11 @@ class Postgres:
             async with asyncio.timeout(CONNECT):
                 await server.read()
 
-    async def probe(self) -> None:
+    async def probe(self) -> str:
         """Return if the real server answers SSLRequest with TLS that verifies. Raises Unreachable."""
         context = self._context("", None)
         async with await self._secure(await self._dial(), context):
-            pass
+            return ""  # its version is told after the login
 
     # the real server
 

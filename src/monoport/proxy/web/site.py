@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Any
 
-from monoport import __version__
+from monoport import __version__, protocols
 from monoport.config import Address, Config
 from monoport.wire import names
 
@@ -75,7 +75,8 @@ def site(config: Config, cluster: str, pins: Callable[[], tuple[str, ...]]) -> S
         pins: gives the pins of the cluster's CA as they are now.
     """
     proxy = config.proxy_service
-    keys = ("web_listen_addr", "listen_addr", "tunnel_listen_addr", "postgres_listen_addr")
+    databases = (one.listen_key for one in protocols.TABLE.values() if one.listen_key)
+    keys = ("web_listen_addr", "listen_addr", "tunnel_listen_addr", *databases)
     listeners = {key: str(value) for key in keys if (value := getattr(proxy, key)) is not None}
     return Site(cluster, proxy.public_addr, listeners, bool(proxy.https_keypairs), pins)
 

@@ -4,7 +4,7 @@ Belongs here: the order in which these may come and what each is answered with. 
 decides those between the steps.
 """
 
-from monoport.wire.front import Cancel, Closed, Login, Secured, Send, StartTls, Step, Why
+from monoport.wire.front import NOTHING_KNOWN, Cancel, Closed, Known, Login, Secured, Send, StartTls, Step, Why
 from monoport.wire.postgres.messages import (
     MAX_NAME,
     REFUSED,
@@ -51,7 +51,7 @@ class PostgresFront:
         self._asked: set[type] = set()  # each encryption request may come once
         self._done = False
 
-    def begin(self, secured: Secured) -> Step | None:
+    def begin(self, secured: Secured, known: Known = NOTHING_KNOWN) -> Step | None:  # the client begins
         """Start on a stream that is `secured`, anew once in-protocol TLS stands; the client speaks first."""
         self._secured = secured
         self._done = False
