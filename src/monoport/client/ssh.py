@@ -19,7 +19,7 @@ from monoport.client.stdio import StdioStream
 from monoport.errors import Failure
 from monoport.net.relay import relay
 from monoport.tunnel.channel import ChannelSession, ChannelStream
-from monoport.tunnel.link import AGENT_LOGIN, PACKET, WINDOW, ClientLink, algorithms, calling
+from monoport.tunnel.link import AGENT_LOGIN, ALIVE, MISSED, PACKET, WINDOW, ClientLink, algorithms, calling
 
 FORM = (
     "tsh proxy ssh --user=LOGIN [--cluster=NAME] HOST[:PORT], "
@@ -27,8 +27,6 @@ FORM = (
 )
 SSH_PORT = 22  # what an SSH client means without a port; through the tunnel the node's own port is used anyway
 OPEN_TIMEOUT = 30.0  # seconds for a channel: the proxy's dial through a tunnel has its own, shorter limit
-ALIVE = 15.0  # seconds between keep-alives; two unanswered ones end the connection, so 30 s for a dead peer
-ALIVE_MISSES = 1  # asyncssh counts the misses it tolerates
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +99,7 @@ def _options(profile: Profile, paths: UserFiles, login: str) -> Any:
             preferred_auth="publickey",
             login_timeout=AGENT_LOGIN,
             keepalive_interval=ALIVE,
-            keepalive_count_max=ALIVE_MISSES,
+            keepalive_count_max=MISSED,
             client_version="tsh",
             **algorithms(),
         )

@@ -31,8 +31,6 @@ from monoport.tunnel.proxy import AgentRow
 
 CHANNELS = 64  # nodes that one connection may reach at one time: 32 MiB at worst if every one of them stalls
 MAX_NAME = 255  # characters of a name asked for, as in DNS
-KEEPALIVE = 15.0  # seconds between probes of a silent client
-MISSED = 4  # unanswered probes after which it is taken for dead
 TSH = "SSH-2.0-tsh"  # how `tsh` introduces itself
 HINT = (
     "monoport: this is the proxy, not a node. Connect through it: tsh ssh LOGIN@NODE, or\r\n"
@@ -95,7 +93,7 @@ class SshProxy:
             owner = _Users(self, connection, start, log)
             try:
                 async with link.serving(connection.stream, options, _UserLink, owner, connection.source) as made:
-                    made.set_keepalive(KEEPALIVE, MISSED)
+                    made.set_keepalive(link.ALIVE, link.MISSED)
                     connection.client = str(made.get_extra_info("client_version", ""))
                     await made.wait_closed()
             except (asyncssh.Error, OSError) as error:

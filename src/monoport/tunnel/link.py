@@ -38,6 +38,9 @@ CLOSE_SECONDS = 5.0  # for a goodbye; a peer that does not take it is cut
 USER_LOGIN = 60.0  # seconds: people touch security keys
 AGENT_LOGIN = 15.0  # seconds: a machine needs no thought
 
+ALIVE = 7.0  # seconds of silence until a peer is probed, and between probes
+MISSED = 2  # probes without an answer; at the third interval, 21 s, it is dead, and CLOSE_SECONDS later it holds nothing
+
 Options = dict[str, Any]
 
 

@@ -29,8 +29,6 @@ from monoport.tunnel.preface import Preface
 
 LATE = 2  # ticks after a connection is gone: the proxy, which cuts it for a lock too, may have heard of it before us
 TICK = 1.0  # seconds between looks at the lease; a session must be over 5 s after its certificate or a lock says so
-KEEPALIVE = 15.0  # seconds between probes of a silent client, as many people's ServerAliveInterval
-MISSED = 4  # unanswered probes after which it is taken for dead
 
 _log = structlog.get_logger()
 
@@ -144,7 +142,7 @@ class Node:
         options.agent_forwarding = True  # `NodeLink` decides
         try:
             async with link.serving(stream, options, NodeLink, server, server.source) as made:
-                made.set_keepalive(KEEPALIVE, MISSED)
+                made.set_keepalive(link.ALIVE, link.MISSED)
                 log.info("logged in", client=str(made.get_extra_info("client_version", "")))
                 self.logins += 1
                 self._servers.add(server)
