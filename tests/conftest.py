@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 import resource
 import shutil
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+from .blackhole import BlackHole, Clock
 
 settings.register_profile("shared machine", deadline=None)  # a busy neighbour is no failure
 settings.load_profile("shared machine")
@@ -83,6 +86,21 @@ def fetched(path: str) -> Path:
 def _need():  # a plain function is what tests call
     """`need("psql")` -> its path; see `require`."""
     return require
+
+
+@pytest.fixture
+async def black_hole() -> AsyncIterator[BlackHole]:
+    """A wire that can be cut without either end noticing."""
+    async with BlackHole() as hole:
+        yield hole
+
+
+@pytest.fixture
+async def clock() -> AsyncIterator[Clock]:
+    """The loop's clock, which can be turned forward."""
+    turned = Clock()
+    yield turned
+    turned.stop()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

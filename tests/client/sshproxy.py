@@ -36,6 +36,7 @@ class SshProxy:
     users: list[str] = field(default_factory=list)
     opened: list[tuple[str, int]] = field(default_factory=list)
     group: asyncio.TaskGroup | None = None
+    through: Callable[[Stream], Stream] = lambda stream: stream  # the wire to it
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[SshProxy]:
@@ -55,7 +56,7 @@ class SshProxy:
         async def serve(raw: SocketStream) -> None:
             with suppress(ConnectionError, asyncssh.Error):
                 stream = await serve_tls(raw, context, alpn="teleport-proxy-ssh")
-                async with serving(stream, options, ServerLink, _Owner(self), ("127.0.0.1", 1)) as link:
+                async with serving(self.through(stream), options, ServerLink, _Owner(self), ("127.0.0.1", 1)) as link:
                     await link.wait_closed()
 
         with listening:

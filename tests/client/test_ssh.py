@@ -175,3 +175,24 @@ def test_another_cluster_is_named(home: Home, cas: Cas) -> None:
     own_cluster(profile, "example.com")
     with pytest.raises(Failure, match=r"cluster .leaf\.example\.com. cannot be reached"):
         own_cluster(profile, "leaf.example.com")
+
+
+async def test_a_proxy_that_is_gone_without_a_word_is_noticed_within_30_s(
+    home: Home, cas: Cas, black_hole: Any, clock: Any
+) -> None:
+    async with SshProxy(cas, echo, through=black_hole.through).running() as proxy:
+        profile = signed_in(home, cas, proxy.address.port)
+        async with (
+            proxy_link(Front(profile), home.keys(profile), "root") as link,
+            await open_node(link, Target("node", 22, "root")) as node,
+        ):
+            await node.write(b"x")
+            assert await node.read() == b"x"
+            await clock.forward(60)
+            assert not link.is_closed()
+            black_hole.swallow()
+            await clock.forward(30)
+            assert link.is_closed()
+            with pytest.raises(ConnectionError):
+                await node.read()
+            black_hole.cut()

@@ -74,9 +74,9 @@ class Shop(World):
             }
         )
         ours, theirs = pair()
-        self.last = self.connection(theirs)
+        self.last = self.connection(self.through(theirs))
         async with asyncio.TaskGroup() as group:
-            group.create_task(self.ssh.serve(self.last))
+            self.serving = group.create_task(self.ssh.serve(self.last))
             async with link.calling(ours, made, link.ClientLink, ("proxy.example.com", 443)) as client:
                 yield client
 
@@ -322,3 +322,15 @@ async def test_the_handler_of_tunnels_leases_the_agent(shop):
         shop.connections.sweep(datetime.now(UTC) + timedelta(hours=2), ())
         running.cancel()
     assert connection.ended == "certificate expired"
+
+
+async def test_a_user_who_is_gone_without_a_word_is_noticed_within_30_s(shop, black_hole, clock):
+    shop.through = black_hole.through
+    async with shop.signed_in() as client:
+        await clock.forward(60)
+        assert not client.is_closed()
+        black_hole.swallow()
+        await clock.forward(10)
+        assert not shop.serving.done()
+        await clock.forward(20)
+        assert shop.serving.done()

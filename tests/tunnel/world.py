@@ -148,6 +148,7 @@ class World:
     proxy_names: tuple[str, ...] = ("proxy.example.com", CLUSTER)
     proxy_roles: tuple[str, ...] = ("proxy",)
     served: list[Stream] = field(default_factory=list)
+    through: Callable[[Stream], Stream] = lambda stream: stream  # the wire between agent and proxy
 
     def __post_init__(self) -> None:
         self.proxy_key = self.ca.host_pair("proxy-1", self.proxy_roles, self.proxy_names)
@@ -172,7 +173,8 @@ class World:
         async def connect() -> Stream:
             if not self.up:
                 raise ConnectionRefusedError("the proxy is down")
-            ours, theirs = pair()
+            ours, far = pair()
+            theirs = self.through(far)
             self.served.append(theirs)
             group.create_task(self.tunnels.serve(theirs, source=("192.0.2.7", 4711), connection=f"c{len(self.served)}"))
             return ours

@@ -13,6 +13,10 @@ from monoport.client.front import Front
 from monoport.client.openssh import open_ssh
 from monoport.client.profile import Home, Profile
 from monoport.client.words import pick_login, scp_words, ssh_words, with_login
+from monoport.tunnel import link
+
+# Behind the user's own options, of which ssh takes the first: a node that answers nothing is given up as a proxy is.
+ALIVE = ("-o", f"ServerAliveInterval={link.ALIVE:g}", "-o", f"ServerAliveCountMax={link.MISSED}")
 
 Report = Callable[[str], None]
 
@@ -38,7 +42,7 @@ async def run_ssh(home: Home, profile: Profile, words: Sequence[str], *, report:
     profile.check()
     asked = ssh_words(words)
     login = pick_login(asked.login, profile.logins, getpass.getuser())
-    arguments = [*asked.options, "-l", login, "--", asked.host, *asked.command]
+    arguments = [*asked.options, *ALIVE, "-l", login, "--", asked.host, *asked.command]
     return await open_ssh(
         home, Front(profile), "ssh", [asked.host], login=login, arguments=arguments, report=report, busy=busy
     )
@@ -54,7 +58,7 @@ async def run_scp(home: Home, profile: Profile, words: Sequence[str], *, report:
     asked = scp_words(words)
     logins = {each: pick_login(each, profile.logins, getpass.getuser()) for each in asked.logins}
     paths = (with_login(path, logins.get("", "")) for path in asked.paths)
-    arguments = [*asked.options, "--", *paths]
+    arguments = [*asked.options, *ALIVE, "--", *paths]
     first = next(iter(logins.values()))
     return await open_ssh(
         home, Front(profile), "scp", asked.hosts, login=first, arguments=arguments, report=report, busy=busy

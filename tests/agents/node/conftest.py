@@ -26,6 +26,7 @@ from monoport.auth.certificates import issue_host_ssh, issue_user_ssh
 from monoport.net.memory import pair
 from monoport.net.relay import relay
 from monoport.net.sockets import SocketStream
+from monoport.net.stream import Stream
 from monoport.tunnel import dial
 from monoport.tunnel.link import HostKey
 from monoport.tunnel.preface import Accepted, Preface
@@ -87,6 +88,7 @@ class World:
     roles: dict[str, Role] = field(default_factory=lambda: {"access": role()})
     locks: list[Lock] = field(default_factory=list)
     audit: MemoryLog = field(default_factory=MemoryLog)
+    through: Callable[[Stream], Stream] = lambda stream: stream  # the wire to the node
     lifetime: timedelta = timedelta(hours=1)
     ahead: timedelta = timedelta(0)  # the node's clock
 
@@ -171,7 +173,7 @@ class World:
     async def _dialled(self, found: object, preface: Preface) -> None:
         near, far = pair()
         async with asyncio.TaskGroup() as group, SocketStream(found) as client:  # type: ignore[arg-type]
-            group.create_task(self._serve(preface, far))
+            group.create_task(self._serve(preface, self.through(far)))
             assert await dial.ask(near, preface) == Accepted()
             async with near:
                 await relay(client, near)
