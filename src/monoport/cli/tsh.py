@@ -139,10 +139,15 @@ def list_nodes(proxy: str | None, output: str) -> None:
 def ssh(proxy: str | None, words: tuple[str, ...]) -> int:
     """Run a shell or a command on a server, with the options of ssh(1). Its exit status is the command's own."""
     from monoport.cli.progress import noting
+    from monoport.client.background import in_background
     from monoport.client.nodes import run_ssh
+    from monoport.client.words import ssh_words
 
     home = Home.of()
-    return wait(run_ssh(home, _chosen(home, proxy, words), words, report=warn, busy=noting))
+    profile = _chosen(home, proxy, words)
+    if "-f" in ssh_words(words).options:
+        return in_background(lambda let_go: wait(run_ssh(home, profile, words, report=warn, background=let_go)))
+    return wait(run_ssh(home, profile, words, report=warn, busy=noting))
 
 
 @tsh.command(context_settings=_PASS, short_help="Copy files to and from servers.")

@@ -33,8 +33,18 @@ async def nodes(home: Home, profile: Profile) -> list[dict[str, Any]]:
     return [{"name": node.spec.hostname, "id": node.name, "labels": dict(node.metadata.labels)} for node in found]
 
 
-async def run_ssh(home: Home, profile: Profile, words: Sequence[str], *, report: Report, busy: Busy = quiet) -> int:
+async def run_ssh(
+    home: Home,
+    profile: Profile,
+    words: Sequence[str],
+    *,
+    report: Report,
+    busy: Busy = quiet,
+    background: Callable[[], None] | None = None,
+) -> int:
     """`tsh ssh`: returns the remote command's exit status, 255 where ssh itself failed.
+
+    `background`: for `-f`, as `open_ssh` has it.
 
     Raises:
         Failure: the words make no sense, or the node cannot be reached.
@@ -44,7 +54,15 @@ async def run_ssh(home: Home, profile: Profile, words: Sequence[str], *, report:
     login = pick_login(asked.login, profile.logins, getpass.getuser())
     arguments = [*asked.options, *ALIVE, "-l", login, "--", asked.host, *asked.command]
     return await open_ssh(
-        home, Front(profile), "ssh", [asked.host], login=login, arguments=arguments, report=report, busy=busy
+        home,
+        Front(profile),
+        "ssh",
+        [asked.host],
+        login=login,
+        arguments=arguments,
+        report=report,
+        busy=busy,
+        background=background,
     )
 
 

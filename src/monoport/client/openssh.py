@@ -44,6 +44,8 @@ class Dialer:
     login: str
     report: Callable[[str], None]
     ready: dict[str, list[Stream]] = field(default_factory=dict)
+    serving: int = 0  # connections of the program that have not ended
+    over: asyncio.Event = field(default_factory=asyncio.Event)  # set while there are none
 
     async def prepare(self, host: str) -> None:
         """Dials a node; raises Failure if it cannot be reached."""
@@ -52,6 +54,8 @@ class Dialer:
 
     async def serve(self, local: SocketStream) -> None:
         """One connection of the program, from the line that names its node to its end."""
+        self.serving += 1
+        self.over.clear()
         try:
             async with local:
                 async with asyncio.timeout(HELLO_TIMEOUT):
@@ -64,6 +68,10 @@ class Dialer:
             self.report(str(error))
         except (ConnectionError, TimeoutError, ValueError):
             return  # the program is gone, or somebody of our own user knocked: nobody is there to be told
+        finally:
+            self.serving -= 1
+            if not self.serving:
+                self.over.set()
 
 
 async def _line(stream: Stream) -> str:
@@ -89,6 +97,7 @@ async def open_ssh(
     report: Callable[[str], None],
     busy: Busy = quiet,
     environment: Mapping[str, str] = os.environ,
+    background: Callable[[], None] | None = None,
 ) -> int:
     """Runs `ssh`, `scp` or `sftp` with the cluster's nodes within its reach, and returns its exit status.
 
@@ -102,6 +111,8 @@ async def open_ssh(
         report: called with one line for each node that cannot be reached.
         busy: announces the way to the nodes.
         environment: of the program.
+        background: the program goes to the background by itself (`ssh -f`): called when it has done so, and its
+            connections are then carried to their end.
 
     Raises:
         Failure: the program is not installed, or a node cannot be reached.
@@ -122,6 +133,9 @@ async def open_ssh(
             async with asyncio.TaskGroup() as group:
                 serving = group.create_task(_accept(socket_path, dialer))
                 status = await run(command, environment)
+                if background is not None and status == 0:
+                    background()
+                    await dialer.over.wait()
                 serving.cancel()
     return status
 

@@ -39,7 +39,9 @@ USER_LOGIN = 60.0  # seconds: people touch security keys
 AGENT_LOGIN = 15.0  # seconds: a machine needs no thought
 
 ALIVE = 7.0  # seconds of silence until a peer is probed, and between probes
-MISSED = 2  # probes without an answer; at the third interval, 21 s, it is dead, and CLOSE_SECONDS later it holds nothing
+MISSED = (
+    2  # probes without an answer; at the third interval, 21 s, it is dead, and CLOSE_SECONDS later it holds nothing
+)
 
 Options = dict[str, Any]
 
