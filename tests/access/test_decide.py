@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 import pickle
 from datetime import timedelta
 
@@ -25,6 +26,7 @@ from monoport.access.decide import (
 from monoport.access.forwarding import Forwarding
 from monoport.access.identity import Destination
 from monoport.access.presets import PRESETS
+from monoport.access.resources import Recording, ResourceError
 
 ANYTHING = {
     "logins": ["*"],
@@ -52,9 +54,39 @@ def test_a_permit_says_who_what_until_when_and_why(make):
     assert permit.action == Ssh("root")
     assert permit.until == make.user().expires
     assert permit.rule == "role dev: allow.node_labels has env=dev and allow.logins has root"
-    assert permit.options.record_session
+    assert permit.options.record_session is Recording.BEST_EFFORT
+    assert not permit.options.record_input
     assert not permit.options.forwarding[Forwarding.AGENT].granted
     assert not permit.options.forwarding[Forwarding.PORT].granted
+
+
+@pytest.mark.parametrize(
+    "said", list(itertools.product(["off", "best_effort", "strict", True, False], repeat=2)), ids=str
+)
+def test_the_strictest_recording_wins(make, said):
+    order = {"off": 0, False: 0, "best_effort": 1, True: 1, "strict": 2}
+    allow = {"logins": ["root"], "node_labels": "*"}
+    roles = make.roles(
+        one={"allow": allow, "options": {"record_session": said[0], "record_input": True}},
+        two={"allow": allow, "options": {"record_session": said[1]}},
+    )
+    options = ask(make, make.user(roles=("one", "two")), roles).options
+    assert options.record_session.strictness == max(order[one] for one in said)
+    assert options.record_input
+
+
+def test_a_role_that_does_not_allow_this_access_says_nothing_of_its_recording(make):
+    roles = make.roles(
+        here={"allow": {"logins": ["root"], "node_labels": "*"}, "options": {"record_session": "off"}},
+        there={"allow": {"logins": ["root"], "node_labels": {"env": "prod"}}, "options": {"record_session": "strict"}},
+    )
+    assert ask(make, make.user(roles=("here", "there")), roles).options.record_session is Recording.OFF
+
+
+@pytest.mark.parametrize("value", ["always", "", "STRICT", 1, None, ["strict"]], ids=repr)
+def test_another_word_for_recording_is_refused_by_its_path(make, value):
+    with pytest.raises(ResourceError, match="record_session"):
+        make.roles(one={"options": {"record_session": value}})
 
 
 def test_without_roles_everything_is_denied(make):
@@ -243,12 +275,12 @@ def test_options_come_from_the_roles_that_allow_this_very_access(make):
     )
     prod = ask(make, make.user(roles=("dev", "prod")), roles, labels={"env": "prod"})
     assert not prod.options.forwarding[Forwarding.AGENT].granted
-    assert not prod.options.record_session
+    assert prod.options.record_session is Recording.OFF
     assert prod.until == make.now + timedelta(minutes=10)
     dev = ask(make, make.user(roles=("dev", "both")), roles, labels={"env": "dev"})
     assert dev.options.forwarding[Forwarding.AGENT].granted
     assert dev.options.forwarding[Forwarding.PORT].granted
-    assert dev.options.record_session
+    assert dev.options.record_session is Recording.BEST_EFFORT
     assert dev.until == make.now + timedelta(minutes=5)
 
 

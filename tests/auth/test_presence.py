@@ -115,7 +115,7 @@ class TestWatch:
     async def test_a_quiet_watch_says_that_it_lives(self, world):
         from monoport.auth import api
 
-        app = api.build(world.auth.service, world.auth.administration, sign_of_life=0.01)
+        app = api.build(world.auth.service, world.auth.administration, world.auth.recordings, sign_of_life=0.01)
         lines = asyncio.Queue()
 
         async def receive():

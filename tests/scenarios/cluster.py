@@ -31,7 +31,7 @@ from monoport.auth.messages import UserCertificates
 from monoport.config import Config
 from monoport.config.load import parse
 from monoport.daemon import agents
-from monoport.daemon.datadir import open_data_directory
+from monoport.daemon.datadir import DataDirectory, open_data_directory
 from monoport.daemon.frontdoor import Proxy
 from monoport.daemon.member import Member, member
 from monoport.net.deadlines import Deadlines
@@ -196,7 +196,8 @@ class Cluster:
         teleport = f"teleport: {{nodename: {name}, proxy_server: '{PUBLIC}:443'}}"
         config = parse(f"version: v3\n{teleport}\n{section}\n", "agent.yaml")
         joined = await self._member(role, config)
-        service = agents.make(config, joined, connect=lambda: self.tls(alpn))
+        data = DataDirectory(self.auth.data_dir / f"agent-{name}")
+        service = agents.make(config, joined, data, connect=lambda: self.tls(alpn))
         self.services.append(service)
         await self._run(service.run())
         async with asyncio.timeout(PATIENCE):

@@ -16,7 +16,7 @@ from monoport.access.findings import look, why_none
 from monoport.access.forwarding import Forwarding, Verdict, verdicts
 from monoport.access.locks import lock_for
 from monoport.access.question import Action, DatabaseLogin, Question, Ssh, ask_database, ask_node
-from monoport.access.resources import Database, Lock, Node, Role
+from monoport.access.resources import Database, Lock, Node, Recording, Role
 from monoport.access.roles import rule_matches
 
 __all__ = [
@@ -35,10 +35,14 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What a permitted session may do besides, by the roles that allow this very access; ttl the shortest."""
+    """What a permitted session may do besides, and what is kept of it, by the roles that allow this very access.
+
+    Recording is as strict as the strictest of them says, the ttl is the shortest.
+    """
 
     forwarding: Mapping[Forwarding, Verdict]
-    record_session: bool
+    record_session: Recording
+    record_input: bool
     max_session_ttl: timedelta
 
 
@@ -305,6 +309,7 @@ def _options(roles: Sequence[Role]) -> Options:
     options = [role.spec.options for role in roles]
     return Options(
         forwarding=verdicts(roles),
-        record_session=any(one.record_session for one in options),
+        record_session=max((one.record_session for one in options), key=lambda one: one.strictness),
+        record_input=any(one.record_input for one in options),
         max_session_ttl=min(one.max_session_ttl for one in options),
     )

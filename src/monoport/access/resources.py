@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
+from enum import StrEnum
 from typing import Annotated, Final, Literal, Self
 
 from pydantic import (
@@ -206,8 +207,32 @@ class Conditions(_Model):
     rules: Annotated[tuple[Rule, ...], Field(max_length=MAX_LIST), BeforeValidator(_sequence)] = ()
 
 
+class Recording(StrEnum):
+    """Whether terminal sessions are recorded, and what happens to one that cannot be; the last is the strictest."""
+
+    OFF = "off"
+    BEST_EFFORT = "best_effort"  # it goes on, and audit and log say that it is not recorded
+    STRICT = "strict"  # it ends, or does not begin
+
+    @property
+    def strictness(self) -> int:
+        """Grows with how much is asked."""
+        return tuple(Recording).index(self)
+
+
+def _recording(value: object) -> object:
+    if isinstance(value, bool):  # as `yes` and `no` were written before there were three; YAML 1.1 reads off as no
+        return Recording.BEST_EFFORT if value else Recording.OFF
+    if isinstance(value, str):
+        try:
+            return Recording(value)
+        except ValueError:
+            raise ValueError(f"expected {', '.join(Recording)}") from None
+    return value
+
+
 class RoleOptions(_Model):
-    """How sessions behave that a role allows; whatever is not granted is off.
+    """How sessions behave that a role allows; whatever is not granted is off, but for recording.
 
     What may be forwarded (`access.forwarding` says what each is) has three values: an explicit `false` takes away what
     another role grants.
@@ -221,7 +246,8 @@ class RoleOptions(_Model):
     remote_unix_forwarding: bool | None = None
     permit_x11_forwarding: bool | None = None
     gateway_ports: bool | None = None
-    record_session: bool = True
+    record_session: Annotated[Recording, BeforeValidator(_recording)] = Recording.BEST_EFFORT
+    record_input: bool = False
 
 
 class RoleSpec(_Model):

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
@@ -25,6 +25,8 @@ from monoport.audit.outage import NotRecorded
 from monoport.audit.segments import SpoolError
 from monoport.auth import messages, refusals
 from monoport.auth.administration import Administration
+from monoport.auth.recorded import RecordingService
+from monoport.auth.recordings import Filter
 from monoport.auth.resources import Line
 from monoport.auth.service import Service
 from monoport.auth.storage.interface import StorageError
@@ -47,19 +49,26 @@ STATUSES: Mapping[type[refusals.Refusal], int] = {
     refusals.LoginLocked: 429,
     refusals.TooBusy: 503,
     refusals.UserLocked: 403,
+    refusals.SessionUnknown: 409,
     refusals.TokenUnknown: 403,
     refusals.TokenExpired: 403,
     refusals.TokenType: 403,
 }
 
 
-def build(service: Service, administration: Administration, sign_of_life: float = SIGN_OF_LIFE) -> Starlette:
+def build(
+    service: Service,
+    administration: Administration,
+    recordings: RecordingService,
+    sign_of_life: float = SIGN_OF_LIFE,
+) -> Starlette:
     """The ASGI application; `scope["state"]["identity"]` must hold the verified caller of the connection.
 
     Args:
         sign_of_life: seconds between two signs of life in a watch.
     """
     calls = _Calls(service, administration, sign_of_life)
+    recorded = _Recordings(recordings)
     routes = [
         ("GET", "/v1/status", calls.status),
         ("GET", "/v1/cas", calls.cas),
@@ -84,6 +93,13 @@ def build(service: Service, administration: Administration, sign_of_life: float 
         ("POST", "/v1/certificates/user", calls.sign_user),
         ("POST", "/v1/certificates/database-server", calls.sign_database_server),
         ("POST", "/v1/certificates/database-client", calls.database_client),
+        ("GET", "/v1/recordings", recorded.list),
+        ("POST", "/v1/recordings/{id}", recorded.offer),
+        ("PUT", "/v1/recordings/{id}/parts/{offset:int}", recorded.append),
+        ("POST", "/v1/recordings/{id}/complete", recorded.complete),
+        ("GET", "/v1/recordings/{id}", recorded.get),
+        ("GET", "/v1/recordings/{id}/content", recorded.content),
+        ("DELETE", "/v1/recordings/{id}", recorded.remove),
     ]
     return Starlette(
         routes=[Route(path, _guarded(endpoint), methods=[method]) for method, path, endpoint in routes],
@@ -131,12 +147,8 @@ class _Calls:
 
     async def events(self, request: Request) -> Response:
         query = request.query_params
-        limit = query.get("limit", "100")
-        if not (limit.isascii() and limit.isdigit() and len(limit) < 7):
-            raise refusals.Invalid("limit must be a number")
-        page = await self._administration.events(
-            _caller(request), int(limit), query.get("before") or None, query.get("type") or None
-        )
+        before, event_type = query.get("before") or None, query.get("type") or None
+        page = await self._administration.events(_caller(request), _limit(request), before, event_type)
         return JSONResponse({"events": [to_json(one) for one in page.events], "next": page.next})
 
     async def list(self, request: Request) -> Response:
@@ -195,6 +207,43 @@ class _Calls:
     async def database_client(self, request: Request) -> Response:
         body = await _body(request, messages.DatabaseClient)
         return _answer(await self._service.database_client(_caller(request), body))
+
+
+class _Recordings:
+    """One method for each path below /v1/recordings."""
+
+    def __init__(self, recordings: RecordingService) -> None:
+        self._recordings = recordings
+
+    async def offer(self, request: Request) -> Response:
+        body = await _body(request, messages.RecordingOffer)
+        return _answer(await self._recordings.offer(_caller(request), request.path_params["id"], body))
+
+    async def append(self, request: Request) -> Response:
+        recording, offset = request.path_params["id"], request.path_params["offset"]
+        return _answer(await self._recordings.append(_caller(request), recording, offset, await request.body()))
+
+    async def complete(self, request: Request) -> Response:
+        body = await _body(request, messages.RecordingOffer)
+        return _answer(await self._recordings.complete(_caller(request), request.path_params["id"], body))
+
+    async def list(self, request: Request) -> Response:
+        query = request.query_params
+        wanted = Filter(query.get("user", ""), query.get("node", ""), query.get("since", ""))
+        before = query.get("before") or None
+        return _answer(await self._recordings.list(_caller(request), wanted, _limit(request), before))
+
+    async def get(self, request: Request) -> Response:
+        return _answer(await self._recordings.get(_caller(request), request.path_params["id"]))
+
+    async def content(self, request: Request) -> Response:
+        size, octets = await self._recordings.content(_caller(request), request.path_params["id"])
+        headers = {"content-length": str(size)}
+        return StreamingResponse(octets, headers=headers, media_type="application/x-asciicast")
+
+    async def remove(self, request: Request) -> Response:
+        await self._recordings.remove(_caller(request), request.path_params["id"])
+        return _done()
 
 
 class _Watch(Response):
@@ -258,6 +307,13 @@ def _caller(request: Request) -> Identity:
     identity = request.state.identity
     assert isinstance(identity, Identity), "the server serves nobody without an identity"
     return identity
+
+
+def _limit(request: Request) -> int:
+    limit = request.query_params.get("limit", "100")
+    if not (limit.isascii() and limit.isdigit() and len(limit) < 7):
+        raise refusals.Invalid("limit must be a number")
+    return int(limit)
 
 
 async def _body(request: Request, shape: type[Body]) -> Body:

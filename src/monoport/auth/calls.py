@@ -126,8 +126,8 @@ class Calls:
 
     async def _call(self, method: str, path: str, body: object = None, again: bool = False) -> Any:
         """One request; once more if a connection that we had kept turned out to be dead and repeating is harmless."""
-        content = None if body is None else json.dumps(body).encode()
-        headers = {"Content-Type": "application/json"} if content is not None else {}
+        content = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
+        headers = {"Content-Type": "application/json"} if content is not None and content is not body else {}
         for last in (False, True):
             try:
                 async with self._http.stream(method, path, content=content, headers=headers) as response:
@@ -145,6 +145,18 @@ class Calls:
             return json.loads(data) if data else None
         except ValueError as error:
             raise AuthUnavailable(f"the auth service of {self.cluster} answered with what is no JSON") from error
+
+    async def _octets(self, path: str) -> AsyncGenerator[bytes, None]:
+        """The octets of a large answer as they come; raises AuthError, and AuthUnavailable where it breaks."""
+        try:
+            async with self._http.stream("GET", path) as response:
+                if response.status_code != httpx.codes.OK:
+                    raise _refusal(response.status_code, await _bounded(response))
+                async for chunk in response.aiter_raw():
+                    yield chunk
+        except OSError as error:
+            message = f"the auth service of {self.cluster} does not answer: {_reason(error)}"
+            raise AuthUnavailable(message) from error
 
     async def _stream(self, path: str) -> AsyncGenerator[bytes, None]:
         """The lines of an endless answer; raises AuthUnavailable when it breaks, ends or falls silent."""

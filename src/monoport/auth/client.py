@@ -210,6 +210,51 @@ class AuthClient(Calls):
                 if change is not None:
                     yield change
 
+    # --- recordings
+
+    async def recording_offer(self, recording: str, size: int, sha256: str, seconds: float) -> messages.RecordingState:
+        """How much of a recording of this node the service has; raises AuthError `session_unknown`, `exists`, `busy`.
+
+        Args:
+            recording: the session's id. size: octets. sha256: of all of them, hex. seconds: its length.
+        """
+        body = {"size": size, "sha256": sha256, "seconds": seconds}
+        answer = await self._call("POST", f"/v1/recordings/{_part(recording)}", body, again=True)
+        return messages.RecordingState.model_validate(answer)
+
+    async def recording_append(self, recording: str, offset: int, data: bytes) -> messages.RecordingState:
+        """Sends the next part; raises AuthError `conflict` or `not_found`: offer it again to learn what is there."""
+        path = f"/v1/recordings/{_part(recording)}/parts/{offset}"
+        return messages.RecordingState.model_validate(await self._call("PUT", path, data))
+
+    async def recording_complete(
+        self, recording: str, size: int, sha256: str, seconds: float
+    ) -> messages.RecordingState:
+        """Says that all parts are sent; on return the service keeps them, verified. Raises AuthError `bad_request`."""
+        body = {"size": size, "sha256": sha256, "seconds": seconds}
+        answer = await self._call("POST", f"/v1/recordings/{_part(recording)}/complete", body, again=True)
+        return messages.RecordingState.model_validate(answer)
+
+    async def recordings_list(
+        self, *, user: str = "", node: str = "", since: str = "", limit: int = 100, before: str | None = None
+    ) -> messages.RecordingPage:
+        """Recordings that the caller may see, those that began last first; `before` is a page's `next`."""
+        query = httpx.QueryParams({"limit": limit, "user": user, "node": node, "since": since})
+        query = query.set("before", before) if before else query
+        return await self._get(f"/v1/recordings?{query}", messages.RecordingPage)
+
+    async def recording(self, recording: str) -> messages.Recording:
+        """What is known of one recording; raises AuthError `not_found`."""
+        return await self._get(f"/v1/recordings/{_part(recording)}", messages.Recording)
+
+    def recording_content(self, recording: str) -> AsyncGenerator[bytes, None]:
+        """The octets of a recording, as asciicast; raises AuthError `not_found`."""
+        return self._octets(f"/v1/recordings/{_part(recording)}/content")
+
+    async def recording_remove(self, recording: str) -> None:
+        """Deletes a recording for good."""
+        await self._call("DELETE", f"/v1/recordings/{_part(recording)}")
+
     # --- for administrators
 
     async def events_list(

@@ -32,6 +32,8 @@ CREATE TABLE IF NOT EXISTS events (
 ) STRICT;
 CREATE INDEX IF NOT EXISTS events_by_time ON events (time, number);
 CREATE TABLE IF NOT EXISTS probe (number INTEGER PRIMARY KEY, room BLOB NOT NULL) STRICT;
+CREATE INDEX IF NOT EXISTS events_session_start ON events (json_extract(fields, '$.session'), number)
+    WHERE type = 'session.start';
 """
 _PROBE = "REPLACE INTO probe VALUES (1, randomblob(?))"
 
@@ -92,6 +94,18 @@ class EventLog:
         )
         rows = await self._run(lambda database: database.execute(query, [*values, count + 1]).fetchall())
         return _page(rows, count)
+
+    async def session_start(self, session: str) -> Event | None:
+        """The first `session.start` of a session: whoever claims the same session later does not count."""
+        query = (
+            "SELECT id, time, type, fields FROM events WHERE type = 'session.start' "
+            "AND json_extract(fields, '$.session') = ? ORDER BY number LIMIT 1"
+        )
+        row = await self._run(lambda database: database.execute(query, (session,)).fetchone())
+        if row is None:
+            return None
+        identifier, time, event_type, fields = row
+        return Event(identifier, datetime.fromisoformat(time), event_type, json.loads(fields))
 
     async def close(self) -> None:
         """Closes the file."""

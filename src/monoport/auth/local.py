@@ -29,6 +29,8 @@ from monoport.auth.messages import HostCertificates
 from monoport.auth.names import principals
 from monoport.auth.ownership import Ownership
 from monoport.auth.passwords import Passwords
+from monoport.auth.recorded import RecordingService
+from monoport.auth.recordings import Vault
 from monoport.auth.resources import Resources
 from monoport.auth.server import Server
 from monoport.auth.service import Parts, Service
@@ -69,7 +71,9 @@ class LocalAuth:
         self._parts = parts
         self._storage = storage
         self._credentials, self._renew_at = self._sign_own()
-        self.app = api.build(self.service, self.administration)
+        self._vault = Vault(data_dir / "recordings", parts.now)
+        self.recordings = RecordingService(self.service, self._vault)
+        self.app = api.build(self.service, self.administration, self.recordings)
         self._server = Server(self.app, lambda: self._credentials, parts.now)
         self._connections: asyncio.TaskGroup | None = None
         self._admin_pair = generate()
@@ -167,6 +171,7 @@ class LocalAuth:
         """Closes the files."""
         await self._storage.close()
         await self._parts.events.close()
+        await self._vault.close()
 
     async def run(self) -> None:
         """Serves data_dir/auth.sock and streams from `dial` and `serve` until cancelled; sets `ready` when it does."""

@@ -139,6 +139,14 @@ class NewPassword(Request):
     password: Annotated[str, Field(max_length=4096)]
 
 
+class RecordingOffer(Request):
+    """What a node says of a recording: octets, their SHA-256 in hex, and seconds from its first event to its last."""
+
+    size: Annotated[int, Field(ge=1, le=2**40)]
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    seconds: Annotated[float, Field(ge=0, le=MAX_TTL * 10, allow_inf_nan=False)]
+
+
 class NewToken(Request):
     """A join token to be made; without `value` the service draws one.
 
@@ -216,6 +224,35 @@ class MadeToken(Answer):
     expires: datetime
     nodes: tuple[str, ...] = ()
     databases: tuple[str, ...] = ()
+
+
+class RecordingState(Answer):
+    """How many octets of a recording are at the auth service, and whether it keeps them for good."""
+
+    received: int
+    kept: bool
+
+
+class Recording(Answer):
+    """One recording: whose session, where, when, seconds long, octets, and their SHA-256."""
+
+    id: str
+    user: str
+    login: str
+    node: str
+    host_id: str
+    connection: str
+    started: datetime
+    seconds: float
+    size: int
+    sha256: str
+
+
+class RecordingPage(Answer):
+    """Recordings, those that began last first; `next` continues the listing, None at its end."""
+
+    recordings: tuple[Recording, ...]
+    next: str | None = None
 
 
 class Status(Answer):

@@ -33,6 +33,7 @@ class Operation(StrEnum):
     WATCH = "watch"
     DATABASE_CLIENT = "database_client"
     EMIT = "emit"
+    RECORDING = "recording"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +56,7 @@ CALLERS: Mapping[Operation, Callers] = {
     Operation.WATCH: Callers(EVERY_HOST),
     Operation.DATABASE_CLIENT: Callers(frozenset({"db"})),
     Operation.EMIT: Callers(AGENTS),
+    Operation.RECORDING: Callers(frozenset({"node"})),
 }
 
 # What hosts may read without a rule. Agents decide by themselves, so they need roles and locks; only proxies look for

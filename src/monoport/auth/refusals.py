@@ -81,6 +81,12 @@ class UserLocked(Refusal):
     code = "locked"
 
 
+class SessionUnknown(Refusal):
+    """No such session, or its first event has not come yet: to be tried again."""
+
+    code = "session_unknown"
+
+
 class TokenUnknown(Refusal):
     """No such join token."""
 

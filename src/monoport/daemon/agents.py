@@ -21,10 +21,13 @@ from monoport.access.resources import Metadata, Node, NodeSpec
 from monoport.agents.database.agent import Databases
 from monoport.agents.node.agent import Node as NodeService
 from monoport.agents.node.openssh import OpensshNode
+from monoport.agents.node.upload import upload
 from monoport.audit.metrics import Sample
+from monoport.audit.recorder import Recordings
 from monoport.auth.client import AuthError
 from monoport.config import Config
 from monoport.daemon import measure
+from monoport.daemon.datadir import DataDirectory
 from monoport.daemon.member import Member
 from monoport.daemon.sshd import Sshd
 from monoport.errors import Failure
@@ -67,29 +70,31 @@ def roles(config: Config) -> list[str]:
 Connect = Callable[[], Awaitable[Stream]]
 
 
-def make(config: Config, member: Member, connect: Connect | None = None) -> Service:
-    """The agent of a member's role.
+def make(config: Config, member: Member, data: DataDirectory, connect: Connect | None = None) -> Service:
+    """The agent of a member's role; raises Failure.
 
+    data: where a node keeps its recordings.
     connect: opens the transport of its tunnel; TLS to the proxy's port by default.
     """
     match member.role:
         case "node":
-            return _node(config, member, connect)
+            return _node(config, member, data, connect)
         case "db":
             return _databases(config, member, connect)
         case other:
             raise Failure(f"there is no agent for the role {other}")
 
 
-def _node(config: Config, member: Member, connect: Connect | None) -> Service:
+def _node(config: Config, member: Member, data: DataDirectory, connect: Connect | None) -> Service:
     host_id, own = member.host.host_id, config.ssh_service.openssh
     node = Node(
         metadata=Metadata(name=host_id, labels=dict(config.ssh_service.labels)),
         spec=NodeSpec(hostname=config.teleport.nodename, host_id=host_id, openssh=own.enabled),
     )
     leases = Leases()
-    parts = [partial(_beat, member, node)]
-    service = NodeService(lambda: node, lambda: member.host.key, member.cache, member.audit)
+    recordings = Recordings(data.recordings)  # an agent beside a host's own sshd sends on what it recorded before
+    parts = [partial(_beat, member, node), partial(upload, recordings, member.client, member.audit)]
+    service = NodeService(lambda: node, lambda: member.host.key, member.cache, member.audit, recordings=recordings)
     if own.enabled:
         address = (own.sshd_addr.host, own.sshd_addr.port)
         service = relaying = OpensshNode(
@@ -130,7 +135,7 @@ def _databases(config: Config, member: Member, connect: Connect | None) -> Servi
     databases = config.db_service.databases
     service = Databases(member.host.host_id, databases, member.cache, member.client, member.audit, leases=leases)
     agent = _agent(config, member, service.serve, connect)
-    return Service(agent, service.run, leases, member, partial(measure.of_databases, service))
+    return Service(agent, service.run, leases, member, samples=partial(measure.of_databases, service))
 
 
 def _agent(config: Config, member: Member, handler: Handler, connect: Connect | None) -> Agent:

@@ -30,6 +30,11 @@ class DataDirectory:
         return self.root / "spool"
 
     @property
+    def recordings(self) -> Path:
+        """Folder of this node's recordings that auth has not acknowledged yet."""
+        return self.root / "spool" / "recordings"
+
+    @property
     def socket(self) -> Path:
         """Unix socket on which `tctl` asks this daemon for connections and routes."""
         return self.root / "daemon.sock"

@@ -255,7 +255,7 @@ class _Daemon:
         """One agent, once its tunnel stands."""
         own = await stack.enter_async_context(member(role, self.config, self.data, local))
         self.members.append(own)
-        service = agents.make(self.config, own)
+        service = agents.make(self.config, own, self.data)
         self.services.append(service)
         group = await stack.enter_async_context(asyncio.TaskGroup())
         group.create_task(service.run())

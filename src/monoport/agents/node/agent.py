@@ -20,6 +20,7 @@ from monoport.access.resources import Lock, Role
 from monoport.access.resources import Node as Listed
 from monoport.agents.node.server import Gate, NodeLink, NodeServer
 from monoport.audit.log import Log
+from monoport.audit.recorder import Recordings
 from monoport.errors import Failure
 from monoport.net.stream import Stream
 from monoport.tunnel import dial, link
@@ -52,6 +53,7 @@ class Node:
         host: its key and host certificate, asked for likewise since certificates are renewed.
         cache: roles, locks and CAs.
         audit: where events go; nothing goes on before its event is kept.
+        recordings: where terminals are recorded; None where they cannot be, and sessions that must be are refused.
         now, tick: UTC time, and seconds between looks at leases.
     """
 
@@ -62,9 +64,11 @@ class Node:
         cache: Knowledge,
         audit: Log,
         *,
+        recordings: Recordings | None = None,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
         tick: float = TICK,
     ) -> None:
+        self._recordings = recordings
         self._node, self._host, self._cache, self._audit, self._now, self._tick = node, host, cache, audit, now, tick
         self._servers: set[NodeServer] = set()  # of everybody who is logged in
         self.logins = 0  # since the start of this process
@@ -103,7 +107,9 @@ class Node:
                 return group.create_task(_guarded(work, log))
 
             gate = Gate(self._identify, lambda who, login: self._authorize(node, who, login), identity)
-            server = NodeServer(gate, self._audit, facts, source=_address(preface.source), start=start, log=log)
+            source = _address(preface.source)
+            recordings = self._recordings
+            server = NodeServer(gate, self._audit, facts, source=source, start=start, log=log, recordings=recordings)
             await self._secure(node, server, stream, log)
             await server.wait_closed()
 

@@ -19,9 +19,11 @@ from monoport.access.identity import Identity, IdentityError, Kind
 from monoport.agents.node import account
 from monoport.agents.node.account import Account, AccountError
 from monoport.agents.node.forwarding import Forwards, Starter, User
+from monoport.agents.node.recorded import Policy
 from monoport.agents.node.session import Host, Session
 from monoport.agents.node.standing import Listener
 from monoport.audit.log import Log
+from monoport.audit.recorder import Recordings
 from monoport.errors import traced
 from monoport.tunnel import link
 from monoport.tunnel.channel import ChannelSession
@@ -95,7 +97,7 @@ class NodeServer(asyncssh.SSHServer):
     """Answers for one connection.
 
     Args: who decides about logins, where events go, what is known of the connection (connection, user, source, node),
-    the user's address, what runs a coroutine beside the connection, and the log.
+    the user's address, what runs a coroutine beside the connection, the log, and where terminals are recorded.
     """
 
     def __init__(
@@ -107,7 +109,9 @@ class NodeServer(asyncssh.SSHServer):
         source: tuple[str, int],
         start: Starter,
         log: structlog.typing.FilteringBoundLogger,
+        recordings: Recordings | None = None,
     ) -> None:
+        self._recordings = recordings
         self._gate, self._audit, self._facts, self._start, self._log = gate, audit, dict(facts), start, log
         self.source = source
         self._link: NodeLink | None = None
@@ -203,13 +207,27 @@ class NodeServer(asyncssh.SSHServer):
         user = User(admission.account, self._facts, self._permit, made.certified)
         self.forwards = Forwards(made, user, self._audit, self._start, self._log)
         self.host = Host(
-            admission.account, self._audit, self._facts, self.source, self._start, self._log, self.forwards.environment
+            admission.account,
+            self._audit,
+            self._facts,
+            self.source,
+            self._start,
+            self._log,
+            self.forwards.environment,
+            self._policy,
         )
 
     def _permit(self) -> Permit | Denied:
         """Decide anew by what is known now: roles change while people are logged in."""
         assert self.admission is not None
         return self._gate.authorize(self.admission.identity, self.admission.account.login)
+
+    def _policy(self) -> Policy:
+        """What is recorded of a session that begins now."""
+        assert self.admission is not None
+        permit = self._permit()
+        options = permit.options if isinstance(permit, Permit) else self.admission.permit.options
+        return Policy(options.record_session, options.record_input, self._recordings)
 
     # sessions
 

@@ -10,6 +10,7 @@ import fcntl
 import os
 import signal
 import termios
+import uuid
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,6 +22,7 @@ from monoport.agents.node import child, environment, terminal
 from monoport.agents.node.account import Account, may_transfer
 from monoport.agents.node.process import Child
 from monoport.agents.node.pump import Sink, Source
+from monoport.agents.node.recorded import Policy, Tape
 from monoport.audit.log import Log
 from monoport.errors import Failure
 from monoport.tunnel.link import ServerLink
@@ -37,8 +39,9 @@ class Host:
     """What the sessions of one connection share.
 
     facts: connection, user, source, login and node, for every event. start: runs a coroutine in the connection's group.
-    forwarded: what the programs of a session, by its channel, must know of what is forwarded to them. cut: the
-    connection is gone. decided: it is known whether that was because the permit has ended.
+    forwarded: what the programs of a session, by its channel, must know of what is forwarded to them. policy: what is
+    recorded of a terminal that begins now. cut: the connection is gone. decided: it is known whether that was because
+    the permit has ended.
     """
 
     account: Account
@@ -48,6 +51,7 @@ class Host:
     start: Callable[[Coroutine[Any, Any, None]], object]
     log: structlog.typing.FilteringBoundLogger
     forwarded: Callable[[object], Mapping[str, str]]
+    policy: Callable[[], Policy]
     ending: str = ""  # why the permit has ended, once it has
     cut: bool = False
     decided: asyncio.Event = field(default_factory=asyncio.Event)
@@ -67,6 +71,8 @@ class Session(asyncssh.SSHServerSession[bytes]):
         self._early = b""  # came before the child was there
         self._eof = False
         self._full = False
+        self._size: terminal.Size = (0, 0, 0, 0)
+        self._tape: Tape | None = None
         self._running = 0  # outputs that have not ended
         self._cut = False  # the channel is gone
         self._news = asyncio.Event()  # the child, an output or the channel has ended
@@ -86,13 +92,17 @@ class Session(asyncssh.SSHServerSession[bytes]):
         except (OSError, termios.error) as error:
             self._host.log.warning("no terminal", error=str(error))
             return False
+        self._size = term_size
         # a client without TERM wants its terminal too
         self._term = term_type if term_type.isprintable() and 0 < len(term_type) <= MAX_TERM else "dumb"
         return True
 
     def terminal_size_changed(self, width: int, height: int, pixwidth: int, pixheight: int) -> None:
         if self._master >= 0:
-            terminal.resize(self._master, (width, height, pixwidth, pixheight))
+            self._size = (width, height, pixwidth, pixheight)
+            terminal.resize(self._master, self._size)
+            if self._tape is not None:
+                self._tape.resize(width, height)
 
     def shell_requested(self) -> bool:
         return self._begin("shell", None)
@@ -106,6 +116,8 @@ class Session(asyncssh.SSHServerSession[bytes]):
         return subsystem == "sftp" and self._begin("sftp", None)
 
     def data_received(self, data: bytes, datatype: int | None) -> None:
+        if self._tape is not None:
+            self._tape.input(data)
         if self._stdin is None:
             self._early += data
             self._pause()
@@ -138,6 +150,11 @@ class Session(asyncssh.SSHServerSession[bytes]):
         for source in self._sources:
             source.resume()
 
+    def resume_reading(self) -> None:
+        """The recording has room again."""
+        if not self._full:
+            self.resume_writing()
+
     def _pause(self) -> None:
         if self._channel is not None and not self._cut:
             self._channel.pause_reading()
@@ -158,12 +175,19 @@ class Session(asyncssh.SSHServerSession[bytes]):
     async def _run(self, kind: str, command: str | None) -> None:
         """Start the child, wait for its end, and say what it was; every step is recorded before the next."""
         host = self._host
-        facts = {**host.facts, "kind": kind, "command": command, "terminal": bool(self._term)}
+        session = str(uuid.uuid4())
+        facts = {**host.facts, "session": session, "kind": kind, "command": command, "terminal": bool(self._term)}
+        tape = Tape(host.policy(), host.audit, facts, host.log, self._news.set) if self._term else None
         event = f"{kind}.start" if kind in {"sftp", "scp"} else "session.start"
         started = asyncio.get_running_loop().time()
         end = "not started"
         try:
             await host.audit.emit(event, **facts)
+            if tape is not None:
+                await tape.start(session, self._size[:2], self._term, command)
+                if self._early:
+                    tape.input(self._early)
+                self._tape = tape
             self._child = self._spawn("sftp" if kind == "sftp" else "run", command)
             end = await self._until_over(self._child)
         except (OSError, ValueError, Failure) as error:
@@ -173,8 +197,12 @@ class Session(asyncssh.SSHServerSession[bytes]):
             self._close()
             if self._child is not None:
                 self._child.forget()
+            kept: dict[str, str] = {}
+            if tape is not None:
+                await tape.finish(host.ending and f"session ended: {host.ending}")
+                kept = {"recording": tape.outcome}
             seconds = round(asyncio.get_running_loop().time() - started, 3)
-            await host.audit.emit("session.end", **facts, exit=end, seconds=seconds)
+            await host.audit.emit("session.end", **facts, **kept, exit=end, seconds=seconds)
 
     def _spawn(self, task: str, command: str | None) -> Child:
         """Start the child and join it to the channel; raises OSError or ValueError."""
@@ -237,8 +265,9 @@ class Session(asyncssh.SSHServerSession[bytes]):
         channel = self._channel
         if channel is None or self._cut or channel.is_closing():
             return True
+        room = self._tape is None or self._tape.output(data, self.resume_reading)
         channel.write(data, datatype)
-        if self._full:
+        if self._full or not room:
             return False
         link = channel.get_connection()
         if isinstance(link, ServerLink) and link.blocked:
@@ -257,6 +286,10 @@ class Session(asyncssh.SSHServerSession[bytes]):
                         source.drain()
                 if not self._running:
                     return self._tell(running.exited.result())
+            if self._tape is not None:
+                await self._tape.report()
+                if self._tape.ends_session:
+                    return await self._end_unrecorded(running, self._tape.ends_session)
             await self._news.wait()
         return await self._hang_up(running)
 
@@ -271,6 +304,13 @@ class Session(asyncssh.SSHServerSession[bytes]):
         else:
             await running.hang_up()
         return self._host.ending or "disconnected"
+
+    async def _end_unrecorded(self, running: Child, reason: str) -> str:
+        """The roles let nothing happen that is not recorded: end everything, and say why in one line."""
+        self._close()
+        self._say(f"\r\nsession ended: {reason}\r\n", child.FAILED)
+        await running.end()
+        return reason
 
     def _tell(self, found: os.waitid_result) -> str:
         """Tell the client how the child ended; return it in words."""
