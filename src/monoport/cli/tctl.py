@@ -12,7 +12,7 @@ import click
 
 from monoport.auth.client import AuthClient
 from monoport.auth.messages import Status
-from monoport.cli import tctl_certificates, tctl_front, tctl_people, tctl_resources
+from monoport.cli import tctl_certificates, tctl_front, tctl_people, tctl_recordings, tctl_resources
 from monoport.cli.beside import DEFAULT_CONFIG, Beside, pass_beside
 from monoport.cli.run import Group, run, warn
 from monoport.cli.tables import Column, document, format_option, plain, printable, show
@@ -101,6 +101,7 @@ tctl.add_command(tctl_resources.db)
 tctl.add_command(tctl_resources.lock)
 tctl.add_command(tctl_certificates.auth)
 tctl.add_command(tctl_front.events)
+tctl.add_command(tctl_recordings.recordings)
 tctl.add_command(tctl_front.route)
 tctl.add_command(tctl_front.conns)
 

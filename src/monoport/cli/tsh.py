@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from monoport.cli import tsh_databases
+from monoport.cli import tsh_databases, tsh_recordings
 from monoport.cli.run import Group, run, wait, warn
 from monoport.cli.tsh_options import format_option, proxy_option
 from monoport.client.profile import Home, Profile
@@ -208,6 +208,9 @@ def proxy_ssh(proxy: str | None, login: str, cluster: str, target: str | None) -
 proxy.add_command(tsh_databases.proxy_db)
 tsh.add_command(tsh_databases.db)
 
+
+tsh.add_command(tsh_recordings.recordings)
+tsh.add_command(tsh_recordings.play)
 
 if __name__ == "__main__":
     main()
