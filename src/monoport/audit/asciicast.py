@@ -130,7 +130,7 @@ def decode_event(line: bytes) -> Event:
     Raises:
         CastError: it is no event of a kind that we know.
     """
-    document = _json(line, "line")
+    document = _json(line, "next line")
     match document:
         case [time, str(kind), str(data)] if kind in KINDS and _number(time) and 0 <= time <= MAX_SECONDS:
             return Event(float(time), cast(Kind, kind), data)
@@ -151,11 +151,11 @@ class Output:
 
 def _json(line: bytes, what: str) -> Any:
     if len(line) > MAX_LINE:
-        raise CastError(f"a {what} of {len(line)} bytes, limit {MAX_LINE}")
+        raise CastError(f"not a recording: its {what} has {len(line)} bytes, limit {MAX_LINE}")
     try:
         return json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise CastError(f"not a recording: a {what} is no JSON") from error
+        raise CastError(f"not a recording: its {what} is no JSON") from error
 
 
 def _number(value: object) -> bool:

@@ -52,7 +52,7 @@ def login() -> Iterator[str]:
         subprocess.run(["userdel", "--force", "--remove", name], check=True, capture_output=True)
 
 
-def role(**options: bool | None) -> Role:
+def role(**options: object) -> Role:
     """A role that grants every kind of forwarding but ports for others than this machine; `options` change that."""
     found = parse_document(
         {

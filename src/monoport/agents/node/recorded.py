@@ -48,6 +48,7 @@ class Tape:
     ) -> None:
         self._policy, self._audit, self._facts, self._log, self._wake = policy, audit, facts, log, failed
         self._recorder: Recorder | None = None
+        self._size = USUAL
         self._told = False
         self.failure = ""  # why nothing is recorded any more
 
@@ -70,6 +71,7 @@ class Tape:
         if self._policy.mode is Recording.OFF:
             return
         header = self._header(session, size, term, command)
+        self._size = (header.width, header.height)
         try:
             if self._policy.recordings is None:
                 raise RecordingError("the session cannot be recorded: this node keeps no recordings")
@@ -82,7 +84,7 @@ class Tape:
 
     def _header(self, session: str, size: tuple[int, int], term: str, command: str | None) -> Header:
         facts = {"id": session} | {name: str(self._facts.get(name, "")) for name in FACTS}
-        columns, rows = (min(side, MAX_SIDE) or usual for side, usual in zip(size, USUAL, strict=True))
+        columns, rows = _sides(size)
         title = f"{facts['user']} as {facts['login']} on {facts['hostname']}"[:MAX_TITLE]
         return Header(columns, rows, int(time.time()), facts, title, command, term)
 
@@ -99,9 +101,11 @@ class Tape:
             self._recorder.input(data)
 
     def resize(self, columns: int, rows: int) -> None:
-        """Keep the terminal's new size."""
-        if self._recorder is not None:
-            self._recorder.resize(columns, rows)
+        """Keep the terminal's size where it is a new one."""
+        size = _sides((columns, rows))
+        if self._recorder is not None and size != self._size:
+            self._size = size
+            self._recorder.resize(*size)
 
     async def finish(self, remark: str) -> None:
         """End the recording, with a remark why where the session was ended."""
@@ -123,3 +127,8 @@ class Tape:
         strict = self._policy.mode is Recording.STRICT
         self._log.error("session is not recorded", reason=reason, goes_on=not strict)
         self._wake()
+
+
+def _sides(size: tuple[int, int]) -> tuple[int, int]:
+    columns, rows = (min(side, MAX_SIDE) or usual for side, usual in zip(size, USUAL, strict=True))
+    return columns, rows

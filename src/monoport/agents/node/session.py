@@ -11,7 +11,7 @@ import os
 import signal
 import termios
 import uuid
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +23,7 @@ from monoport.agents.node.account import Account, may_transfer
 from monoport.agents.node.process import Child
 from monoport.agents.node.pump import Sink, Source
 from monoport.agents.node.recorded import Policy, Tape
+from monoport.agents.node.transfers import Operation, Transfers
 from monoport.audit.log import Log
 from monoport.errors import Failure
 from monoport.tunnel.link import ServerLink
@@ -73,6 +74,10 @@ class Session(asyncssh.SSHServerSession[bytes]):
         self._full = False
         self._size: terminal.Size = (0, 0, 0, 0)
         self._tape: Tape | None = None
+        self._transfers: Transfers | None = None
+        self._holding = False  # an answer waits until what it says was done is in the audit log
+        self._facts: Mapping[str, Any] = {}
+        self._unkept = ""  # why that could not be kept
         self._running = 0  # outputs that have not ended
         self._cut = False  # the channel is gone
         self._news = asyncio.Event()  # the child, an output or the channel has ended
@@ -118,6 +123,8 @@ class Session(asyncssh.SSHServerSession[bytes]):
     def data_received(self, data: bytes, datatype: int | None) -> None:
         if self._tape is not None:
             self._tape.input(data)
+        if self._transfers is not None:
+            self._transfers.asked(data)
         if self._stdin is None:
             self._early += data
             self._pause()
@@ -147,8 +154,9 @@ class Session(asyncssh.SSHServerSession[bytes]):
 
     def resume_writing(self) -> None:
         self._full = False
-        for source in self._sources:
-            source.resume()
+        if not self._holding:
+            for source in self._sources:
+                source.resume()
 
     def resume_reading(self) -> None:
         """The recording has room again."""
@@ -169,6 +177,8 @@ class Session(asyncssh.SSHServerSession[bytes]):
         if kind == "sftp" and not may_transfer(self._host.account.shell):
             self._host.log.info("sftp refused", reason="the login's shell is not in /etc/shells")
             return False
+        if kind == "sftp":
+            self._transfers = Transfers(self._host.account.home)
         self._host.start(self._run(kind, command))
         return True
 
@@ -183,10 +193,11 @@ class Session(asyncssh.SSHServerSession[bytes]):
         end = "not started"
         try:
             await host.audit.emit(event, **facts)
+            self._facts = facts
             if tape is not None:
                 await tape.start(session, self._size[:2], self._term, command)
-                if self._early:
-                    tape.input(self._early)
+                tape.resize(*self._size[:2])
+                tape.input(self._early)
                 self._tape = tape
             self._child = self._spawn("sftp" if kind == "sftp" else "run", command)
             end = await self._until_over(self._child)
@@ -197,6 +208,8 @@ class Session(asyncssh.SSHServerSession[bytes]):
             self._close()
             if self._child is not None:
                 self._child.forget()
+            if self._transfers is not None:
+                await self._keep(self._transfers.ended(), facts)
             kept: dict[str, str] = {}
             if tape is not None:
                 await tape.finish(host.ending and f"session ended: {host.ending}")
@@ -265,6 +278,33 @@ class Session(asyncssh.SSHServerSession[bytes]):
         channel = self._channel
         if channel is None or self._cut or channel.is_closing():
             return True
+        if self._transfers is not None and datatype is None and (done := self._transfers.answered(data)):
+            self._holding = True
+            self._host.start(self._answer_kept(done, data))
+            return False
+        return self._write(data, datatype)
+
+    async def _answer_kept(self, done: Sequence[Operation], answer: bytes) -> None:
+        """Answer the client when what was done is in the audit log; where it cannot be, the session ends."""
+        try:
+            await self._keep(done, self._facts)
+        except Failure as error:
+            self._unkept = str(error)
+            self._news.set()
+            return
+        self._holding = False
+        if self._write(answer, None):
+            self.resume_reading()
+
+    async def _keep(self, done: Iterable[Operation], facts: Mapping[str, Any]) -> None:
+        known = {name: value for name, value in facts.items() if name not in {"kind", "command", "terminal"}}
+        for operation in done:
+            await self._host.audit.emit(operation.type, **known, **operation.fields)
+
+    def _write(self, data: bytes, datatype: int | None) -> bool:
+        channel = self._channel
+        if channel is None or self._cut or channel.is_closing():
+            return True
         room = self._tape is None or self._tape.output(data, self.resume_reading)
         channel.write(data, datatype)
         if self._full or not room:
@@ -288,8 +328,8 @@ class Session(asyncssh.SSHServerSession[bytes]):
                     return self._tell(running.exited.result())
             if self._tape is not None:
                 await self._tape.report()
-                if self._tape.ends_session:
-                    return await self._end_unrecorded(running, self._tape.ends_session)
+            if reason := self._unkept or (self._tape.ends_session if self._tape is not None else ""):
+                return await self._end_unrecorded(running, reason)
             await self._news.wait()
         return await self._hang_up(running)
 
