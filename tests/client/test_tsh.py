@@ -31,7 +31,7 @@ def commands(text: str) -> list[str]:
 
 def test_help_lists_what_is_there_and_nothing_else(home: Home) -> None:
     assert commands(tsh(home, "--help").stdout) == [
-        "config", "db", "login", "logout", "ls", "proxy", "scp", "ssh", "status",
+        "config", "db", "login", "logout", "ls", "play", "proxy", "recordings", "scp", "ssh", "status",
     ]  # fmt: skip
     assert commands(tsh(home, "db", "--help").stdout) == ["config", "connect", "env", "login", "logout", "ls"]
     assert commands(tsh(home, "proxy", "--help").stdout) == ["db", "ssh"]
@@ -46,6 +46,7 @@ WITHOUT_LOGIN = [
     ("scp", "a", "alice@node:b"),
     ("proxy", "ssh", "--user=alice", "node:22"),
     ("proxy", "db", "orders"),
+    ("recordings", "ls"),
     ("db", "ls"),
     ("db", "login", "orders"),
     ("db", "logout"),

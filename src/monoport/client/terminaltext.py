@@ -136,6 +136,9 @@ class Filter:
             self._state = self._escape
         elif char in "\x07\x18\x1a\x9c":
             self._state = self._ground
+        elif char == "\n":  # one without an end would hide what comes behind it
+            self._state = self._ground
+            return char
         return ""
 
     def _drawn(self, sequence: str) -> str:

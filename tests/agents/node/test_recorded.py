@@ -135,17 +135,19 @@ async def test_a_disk_that_fills_in_the_middle(world, make_role, monkeypatch, mo
 
     monkeypatch.setattr(os, "write", full)
     script = "stty -echo; echo first; read x; echo sec''ond; read x; echo third"
-    async with world.connected() as client:
-        async with client.create_process(script, term_type="xterm", stderr=asyncssh.STDOUT) as process:
-            out = await process.stdout.readuntil("first\r\n")
-            part = next(recordings.folder.glob("*.part"))
-            await world.until(lambda: b"first" in part.read_bytes())
-            process.stdin.write("\n")
-            out += await process.stdout.readuntil("second\r\n")
-            await world.event("session.recording.failed")
-            process.stdin.write("\n")
-            out += await process.stdout.read()
-            ended = await process.wait()
+    async with (
+        world.connected() as client,
+        client.create_process(script, term_type="xterm", stderr=asyncssh.STDOUT) as process,
+    ):
+        out = await process.stdout.readuntil("first\r\n")
+        part = next(recordings.folder.glob("*.part"))
+        await world.until(lambda: b"first" in part.read_bytes())
+        process.stdin.write("\n")
+        out += await process.stdout.readuntil("second\r\n")
+        await world.event("session.recording.failed")
+        process.stdin.write("\n")
+        out += await process.stdout.read()
+        ended = await process.wait()
     if mode == "strict":
         assert out.endswith("session ended: the recording cannot be written: No space left on device\r\n")
         assert "third" not in out
@@ -160,11 +162,10 @@ async def test_a_disk_that_fills_in_the_middle(world, make_role, monkeypatch, mo
 
 async def test_the_end_of_a_permit_is_in_the_recording(world, make_role, lock):
     recordings = record(world, make_role)
-    async with world.connected() as client:
-        async with client.create_process("echo here; sleep 60", term_type="xterm") as process:
-            await process.stdout.readuntil("here\r\n")
-            world.locks.append(lock(user="alice"))
-            await process.wait_closed()
+    async with world.connected() as client, client.create_process("echo here; sleep 60", term_type="xterm") as process:
+        await process.stdout.readuntil("here\r\n")
+        world.locks.append(lock(user="alice"))
+        await process.wait_closed()
     _, events = await lines(world, recordings)
     assert (events[-1].kind, events[-1].data[:14]) == ("m", "session ended:")
 
