@@ -24,6 +24,8 @@ NODE = {
 }
 LOGIN = {"user": "alice", "password": "correct horse battery", **KEYS}
 JOIN = {"token": "join-token", "name": "two", "roles": ["node"], **KEYS}
+OFFER = {"size": 1, "sha256": "0" * 64, "seconds": 1.0}
+GONE = "/v1/recordings/0b5fd6f3-0a8e-4c1e-9a55-5d1f5a3c7e21"
 CLIENT = {"public_key": PAIR.public, "certificate": "x", "name": "prod", "user": "app"}
 
 EVERYBODY = frozenset(
@@ -74,6 +76,13 @@ TABLE: list[tuple[str, str, Any, frozenset[str]]] = [
     ("POST", "/v1/tokens/remove", {"token": "gone"}, MANAGERS),
     ("POST", "/v1/certificates/user", {"user": "alice", **KEYS}, frozenset(["admin"])),
     ("POST", "/v1/certificates/database-server", {"hosts": ["db"], "public_key": PAIR.public}, frozenset(["admin"])),
+    ("POST", GONE, OFFER, frozenset(["node"])),
+    ("PUT", f"{GONE}/parts/0", None, frozenset(["node"])),
+    ("POST", f"{GONE}/complete", OFFER, frozenset(["node"])),
+    ("GET", "/v1/recordings", None, USERS | {"admin"}),  # users: their own
+    ("GET", GONE, None, USERS | {"admin"}),
+    ("GET", f"{GONE}/content", None, USERS | {"admin"}),
+    ("DELETE", GONE, None, frozenset(["admin"])),
     ("POST", "/v1/certificates/database-client", CLIENT, NOBODY),  # a db agent passes, and fails on the certificate
 ]
 
@@ -149,6 +158,8 @@ def pattern(path):
         return "/".join(["", "v1", "resources", "{kind}", *(["{name}"] if len(parts) > 4 else [])])
     if parts[2] == "users" and len(parts) > 3:
         return "/v1/users/{name}/" + path.rpartition("/")[2]
+    if parts[2] == "recordings" and len(parts) > 3:
+        return "/".join(["/v1/recordings/{id}", *parts[4:]]).replace("parts/0", "parts/{offset:int}")
     return path
 
 

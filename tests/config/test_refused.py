@@ -104,7 +104,8 @@ def refusal(text: str, name: str = "monoport.yaml") -> str:
             PROXY + "teleport: {storage: {type: etcd}}\n",
             '5:22: storage type "etcd" is not available in this version yet',
         ),
-        (PROXY + "auth_service: {session_recording: node}\n", "session_recording is not available in this version yet"),
+        (PROXY + "auth_service: {session_recording: proxy}\n", 'session_recording: "proxy": expected node'),
+        (PROXY + "auth_service: {session_recording: off}\n", 'session_recording: "off": expected node'),
         (PROXY + "auth_service: {proxy_listener_mode: separate}\n", 'proxy_listener_mode "separate" is not available'),
         (PROXY + "auth_service: {authentication: {type: saml}}\n", 'authentication type "saml" is not available'),
         (

@@ -79,7 +79,8 @@ def _narrows(role: Role, old: User, roles: Mapping[str, Role]) -> bool:
         role.spec.deny != Conditions()
         or options.max_session_ttl < min((one.max_session_ttl for one in held), default=USER_TTL)
         or any(getattr(options, what) is False for what in Forwarding)
-        or (options.record_session and not any(one.record_session for one in held))
+        or options.record_session.strictness > max((one.record_session.strictness for one in held), default=0)
+        or (options.record_input and not any(one.record_input for one in held))
     )
 
 

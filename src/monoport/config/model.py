@@ -147,8 +147,6 @@ class AuthService(Service):
     """
 
     derived: ClassVar = True
-    later: ClassVar = frozenset({"session_recording"})
-
     enabled: values.Switch = Field(default=False, description="run the auth service (default: see above)")
     cluster_name: values.HostName = Field(
         default="", description="the cluster's name, which cannot change later (default: the first public host)"
@@ -162,6 +160,9 @@ class AuthService(Service):
         description="multiplex: everything on one port",
     )
     authentication: Authentication = Field(default_factory=Authentication, description="how users sign in")
+    session_recording: Literal["node"] = Field(
+        default="node", description="node: nodes record terminals, where options.record_session of a role says so"
+    )
 
     @field_validator("proxy_listener_mode", mode="before")
     @classmethod
