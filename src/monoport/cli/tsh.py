@@ -207,10 +207,9 @@ def proxy_ssh(proxy: str | None, login: str, cluster: str, target: str | None) -
 
 proxy.add_command(tsh_databases.proxy_db)
 tsh.add_command(tsh_databases.db)
-
-
 tsh.add_command(tsh_recordings.recordings)
 tsh.add_command(tsh_recordings.play)
+
 
 if __name__ == "__main__":
     main()

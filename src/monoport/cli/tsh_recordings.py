@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from monoport.cli.run import Group, wait
+from monoport.cli.tsh_options import format_option, proxy_option
 from monoport.client.profile import Home
 
 if TYPE_CHECKING:
     from monoport.audit.asciicast import Header
     from monoport.client.replay import Recording
 
-_PROXY = click.option("--proxy", metavar="HOST:PORT", envvar="TSH_PROXY", help="Not the current proxy.")
-_FORMAT = click.Choice(("text", "json", "yaml"))
 _DUMP = click.Choice(("text", "json"))
 
 
@@ -28,12 +27,12 @@ def recordings() -> None:
 
 
 @recordings.command("ls")
-@_PROXY
+@proxy_option
 @click.option("--user", metavar="NAME", default="", help="Only this user's sessions.")
 @click.option("--node", metavar="NAME", default="", help="Only sessions on this server, by name or id.")
 @click.option("--since", metavar="TIME", default="", help="Only those begun since: 8h, 7d, or a date as 2030-01-31.")
 @click.option("--limit", type=click.IntRange(min=1), default=100, show_default=True, help="How many at most.")
-@click.option("--format", "output", type=_FORMAT, default="text", show_default=True, help="How to print.")
+@format_option
 def recordings_ls(proxy: str | None, user: str, node: str, since: str, limit: int, output: str) -> None:
     """List recordings, the newest first: your own, and with the right to it (role auditor) everybody's."""
     from monoport.cli.progress import wait_noting
@@ -69,7 +68,7 @@ def show_recordings(rows: list[dict[str, Any]], output: str) -> None:
 
 
 @click.command(short_help="Play a recorded session.")
-@_PROXY
+@proxy_option
 @click.option("--speed", type=click.FloatRange(1 / 16, 1024), default=1.0, show_default=True, help="Times as fast.")
 @click.option("--idle", metavar="SECONDS", type=click.FloatRange(0, min_open=True), help="No pause longer than that.")
 @click.option("--format", "output", type=_DUMP, help="Print it instead; text where the output is no terminal.")
