@@ -155,6 +155,20 @@ def test_sshd_lets_nobody_in_past_the_proxy(user: Person, login: str, sshd: Sshd
     assert "waiting to log in" in sshd.agent.text()
 
 
+def test_who_must_be_recorded_is_not_let_in_where_nothing_is(
+    cluster: Cluster, login: str, sshd: Sshd, folder: Path
+) -> None:
+    role = "kind: role\nversion: v1\nmetadata: {name: taped}\nspec: {options: {record_session: strict}, "
+    (folder / "taped.yaml").write_text(role + f"allow: {{logins: ['{login}'], node_labels: {{host: legacy}}}}}}\n")
+    cluster.tctl("create", folder / "taped.yaml")
+    cluster.add_user("trudy", "--roles=taped")
+    trudy = cluster.person("trudy")
+    cluster.login(trudy, "--no-ssh-setup")
+    assert trudy.tsh("ssh", f"{login}@legacy", "echo inside", code=None).stdout == ""
+    found = [one for one in events(cluster, "session.deny") if one["user"] == "trudy@example.com"]
+    assert {one["rule"] for one in found} == {"options.record_session: strict"}
+
+
 def test_a_lock_ends_the_session(cluster: Cluster, login: str, sshd: Sshd, folder: Path) -> None:
     cluster.add_user("dora", "--roles=access", f"--logins={login}")
     dora = cluster.person("dora")

@@ -24,6 +24,7 @@ from monoport.access.decide import Denied, Permit
 from monoport.access.identity import Identity, IdentityError, Kind
 from monoport.access.lease import Lease, Leases
 from monoport.access.resources import Node as Listed
+from monoport.access.resources import Recording
 from monoport.agents.node.agent import Knowledge, Node
 from monoport.audit.log import Log
 from monoport.audit.printable import printable
@@ -174,6 +175,9 @@ class OpensshNode(Node):
         match decided:
             case Denied(reason, rule):
                 return await self._refuse(one.facts, login, reason, rule)
+            case Permit(options=options) if options.record_session is Recording.STRICT:
+                reason = "sessions must be recorded, and this host's own sshd records none"
+                return await self._refuse(one.facts, login, reason, "options.record_session: strict")
             case Permit():
                 await self._admit(one, identity, login, decided)
                 return True
