@@ -18,7 +18,6 @@ from monoport.access.identity import NO_LOGIN, Destination, Identity, IdentityEr
 from monoport.auth.authorities import CA_LIFETIME, CLOCK_SKEW, Authorities, AuthorityError, CaKind, generate
 from monoport.auth.certificates import (
     CertificateError,
-    host_principals,
     issue_database_client,
     issue_database_server,
     issue_host,
@@ -54,9 +53,7 @@ ALICE = Identity(
     destination=Destination("db", "orders", "postgres", "reader", "shop"),
     login_ip="192.0.2.1",
 )
-WEB = Identity(
-    Kind.HOST, "h1", "example.com", ("node",), {}, host_principals("h1", "web", "example.com"), expires=LATER
-)
+WEB = Identity(Kind.HOST, "h1", "example.com", ("node",), {}, ("h1", "web", "web.example.com"), expires=LATER)
 
 
 @pytest.fixture(scope="module")
@@ -350,11 +347,6 @@ def test_a_host_without_names_gets_none(cas):
     nameless = Identity(Kind.HOST, "h1", "example.com", ("node",), expires=LATER)
     with pytest.raises(CertificateError, match="needs a name"):
         issue_host_ssh(cas.host, LINE, nameless, NOW)
-
-
-def test_a_host_has_each_name_once():
-    assert host_principals("h1", "web", "c") == ("h1", "web", "web.c")
-    assert host_principals("web", "web", "c") == ("web", "web.c")
 
 
 def test_a_certificate_whose_identity_is_too_large_is_not_issued(cas):

@@ -133,7 +133,9 @@ async def test_system_roots_verify_the_web_certificate_and_its_ca_is_kept(
 async def test_insecure_verifies_nothing_and_says_so_in_the_profile(home: Home, cas: Cas) -> None:
     async with WebProxy(cas).running(server_context(Cas("other.example"), ("elsewhere.example",))) as web:
         profile = await sign_in(home, web, insecure=True)
-    assert profile.trust == "insecure"
+        assert profile.trust == "insecure"
+        with pytest.raises(Failure, match="name the cluster's CA with --ca-pin"):
+            await sign_in(home, web)  # a CA that nobody verified is not what the next password is trusted to
 
 
 async def test_renewal_needs_no_pin_keeps_every_path_and_replaces_the_key(home: Home, cas: Cas) -> None:

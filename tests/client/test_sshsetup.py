@@ -134,7 +134,8 @@ async def test_another_profile_of_the_cluster_keeps_the_line(home: Home, cas: Ca
             "ssh now trusts the CA of example.com for all *.example.com: --no-ssh",
         ),
         ("localhost", "example.com", "roots", False, "`tsh config`"),
-        ("evil.example", "github.com", "insecure", False, "no --ca-pin vouches"),
+        ("evil.example", "github.com", "roots", False, "no --ca-pin vouches"),
+        ("proxy.example.com", "example.com", "insecure", False, "with --insecure nothing vouches for example.com"),
         ("evil.example", "com", "pin", False, "too broad"),
     ],
 )

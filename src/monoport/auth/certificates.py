@@ -183,11 +183,6 @@ def issue_host_ssh(ca: Authority, public_key: str | bytes, identity: Identity, n
     return _sign_ssh(ca, builder.valid_principals([name.encode() for name in identity.principals]))
 
 
-def host_principals(host_id: str, nodename: str, cluster: str) -> tuple[str, ...]:
-    """Return the names by which a node is found: host id, nodename, nodename.cluster."""
-    return tuple(dict.fromkeys((host_id, nodename, f"{nodename}.{cluster}")))
-
-
 _CLIENT: Final = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH])
 _SERVER: Final = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH])
 _BOTH: Final = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH])

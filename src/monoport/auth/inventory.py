@@ -14,7 +14,6 @@ from monoport.auth.ownership import Kind, Ownership
 from monoport.auth.refusals import Forbidden, Invalid
 from monoport.auth.resources import Resources, key_of
 
-INTERVAL = timedelta(seconds=15)  # how often agents should say that they are there
 TTL = timedelta(seconds=60)  # three heartbeats may be lost before a resource is gone
 MAX_PER_HOST = 256  # databases of one agent; what one host may make everybody else remember
 

@@ -87,6 +87,9 @@ def rm(beside: Beside, what: str) -> None:
 
     beside.ask(remove)
     click.echo(f"{kind}/{printable(name)} removed")
+    if kind == "db":
+        warn("an agent that still runs registers it again within 15 s: take it out of its configuration, or remove the")
+        warn("agent's host with tctl rm node/HOST-ID, as listed by tctl db ls")
 
 
 @click.group(cls=Group)

@@ -130,7 +130,7 @@ def list_nodes(proxy: str | None, output: str) -> None:
     home = Home.of()
     profile = home.choose(proxy)
     rows = wait_noting(nodes(home, profile), f"asking {profile.proxy}")
-    show(rows, (Column("NAME", "name", "bold"), Column("ID", "id"), Column("LABELS", "labels")), output)
+    show(rows, (Column("Node", "name", "bold"), Column("Id", "id"), Column("Labels", "labels")), output)
 
 
 @tsh.command(context_settings=_PASS, short_help="Run a shell or a command on a server.")

@@ -74,8 +74,8 @@ def db_ls(proxy: str | None, output: str) -> None:
     home = Home.of()
     profile = home.choose(proxy)
     rows = wait_noting(listing(home, profile), f"asking {profile.proxy}")
-    columns = (Column("NAME", "name", "bold"), Column("PROTOCOL", "protocol"), Column("LABELS", "labels"))
-    show(rows, (*columns, Column("LOGGED IN AS", "login")), output)
+    columns = (Column("Database", "name", "bold"), Column("Protocol", "protocol"), Column("Labels", "labels"))
+    show(rows, (*columns, Column("Logged in as", "login")), output)
 
 
 @db.command("login")

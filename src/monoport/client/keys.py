@@ -4,6 +4,7 @@ Belongs here: comparing a certificate with a key pair. Making the pair: `auth.ke
 """
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
@@ -17,8 +18,14 @@ def owns(pair: KeyPair, certificate_pem: str) -> bool:
 
 
 def owns_ssh(pair: KeyPair, line: str) -> bool:
-    """Whether the OpenSSH certificate was made for this key; raises ValueError if it is neither key nor certificate."""
-    certificate = serialization.load_ssh_public_identity(line.encode())
+    """Whether the OpenSSH certificate was made for this key; raises ValueError if it is neither key nor certificate.
+
+    A certificate for a key of a kind that cryptography does not read, such as a security key's, is for another key.
+    """
+    try:
+        certificate = serialization.load_ssh_public_identity(line.encode())
+    except (UnsupportedAlgorithm, NotImplementedError):
+        return False
     if not isinstance(certificate, serialization.SSHCertificate):
         return False
     return _same(pair, certificate.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))

@@ -100,7 +100,7 @@ async def _verify(request: Request, known: Profile | None) -> Verified:
     if request.insecure:
         stream = await dial(request.proxy, blind_context(), request.proxy.host)
         return Verified(stream, request.proxy.host, "insecure", anchor(stream, verified=False))
-    if known is not None and known.trust != "roots" and known.proxy == request.proxy:
+    if known is not None and known.trust == "pin" and known.proxy == request.proxy:
         return await _by_known_ca(request.proxy, known)
     try:
         stream = await dial(request.proxy, web_context(), request.proxy.host)

@@ -47,6 +47,9 @@ def _trust(home: Home, profile: Profile, environment: Mapping[str, str], tell: C
         case Verdict.PINNED:
             trust_hosts(home, path, profile)
             tell(f"ssh now trusts the CA of {cluster} for all *.{cluster}: --no-ssh-setup leaves {path} alone")
+        case Verdict.UNVERIFIED:
+            _distrust(home, profile, environment)
+            tell(f"with --insecure nothing vouches for {cluster}: its CA was not put into {path}; {otherwise}")
         case Verdict.UNRELATED:
             _distrust(home, profile, environment)
             tell(f"no --ca-pin vouches for {cluster} at {proxy}: its CA was not put into {path}; {otherwise}")

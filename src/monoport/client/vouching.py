@@ -22,6 +22,7 @@ class Verdict(StrEnum):
     RELATED = "related"  # the user typed a proxy of that very domain
     PINNED = "pinned"  # another domain, but the administrator's fingerprint vouches for it
     UNRELATED = "unrelated"  # another domain, and nobody vouches
+    UNVERIFIED = "unverified"  # --insecure: nobody knows whose CA it is
     BROAD = "broad"  # nobody's domain, such as `com`
 
 
@@ -30,6 +31,8 @@ def verdict(profile: Profile) -> Verdict:
     cluster, typed = profile.cluster.lower(), profile.proxy.host
     if not _NAME.fullmatch(cluster) or (cluster != typed and _shared(cluster)):
         return Verdict.BROAD
+    if profile.trust == "insecure":
+        return Verdict.UNVERIFIED
     if related(cluster, typed):
         return Verdict.RELATED
     return Verdict.PINNED if profile.trust == "pin" else Verdict.UNRELATED

@@ -28,6 +28,7 @@ from monoport.proxy.cancels import Cancels, Live
 from monoport.proxy.connection import Connection
 from monoport.proxy.contexts import Contexts
 from monoport.proxy.destination import Refused, narrowed_to, wanted
+from monoport.proxy.source import shown
 from monoport.routing.match import match, missing
 from monoport.routing.outcome import Answer, Ask, Refusal, Route, Show, Tls, Trust
 from monoport.routing.table import Table
@@ -208,7 +209,7 @@ class Databases:
     ) -> None:
         identity = connection.identity
         assert identity is not None, "fronts let nobody log in without a certificate"
-        who: dict[str, Any] = {"connection": connection.id, "user": str(identity), "source": _source(connection)}
+        who: dict[str, Any] = {"connection": connection.id, "user": str(identity), "source": shown(connection.source)}
         target = connection.route.target if connection.route is not None else None
         try:
             name, action = wanted(identity, target, protocol, login)
@@ -272,7 +273,7 @@ class Databases:
                 kind=Kind.DATABASE,
                 target=name,
                 certificate=ssl.DER_cert_to_PEM_cert(connection.certificate or b""),
-                source=_source(connection),
+                source=shown(connection.source),
                 user=action.user,
                 database=action.database or "",
                 process_id=live.key.process_id,
@@ -289,7 +290,7 @@ class Databases:
 
     async def _cancel(self, connection: Connection, request: Cancel) -> None:
         """Pass a cancel on to the agent that runs the session; whatever happens, the client sees a close."""
-        log = _log.bind(connection=connection.id, source=_source(connection))
+        log = _log.bind(connection=connection.id, source=shown(connection.source))
         host = connection.source[0]
         live = self._cancels.find(request.process_id, request.secret, host)
         if live is None or live.permit is None:
@@ -307,7 +308,7 @@ class Databases:
             connection=live.connection,
             kind=Kind.CANCEL,
             target=live.permit.name,
-            source=_source(connection),
+            source=shown(connection.source),
             process_id=live.key.process_id,
             secret=live.key.secret,
         )
@@ -322,7 +323,7 @@ class Databases:
     async def _record_cancel(self, connection: Connection, kind: str, **fields: Any) -> bool:
         """Record what a cancel request came to; whether the audit log took it."""
         try:
-            await self._audit.emit(kind, connection=connection.id, source=_source(connection), **fields)
+            await self._audit.emit(kind, connection=connection.id, source=shown(connection.source), **fields)
         except Failure as error:
             _log.error("cancel not recorded", connection=connection.id, reason=str(error))
             return False
@@ -363,8 +364,3 @@ async def _routed(stream: Stream, table: Table, said: str) -> Route | Refusal | 
     stream.unread(first)
     assert not isinstance(outcome, Answer)  # of no protocol's requests is there one behind its own
     return outcome
-
-
-def _source(connection: Connection) -> str:
-    host, port = connection.source[:2]
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

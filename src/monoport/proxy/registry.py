@@ -17,6 +17,7 @@ import structlog
 
 from monoport.access.lease import Leases
 from monoport.net.listener import Source
+from monoport.proxy.source import shown
 from monoport.routing.outcome import Kind, Refusal, Route
 
 if TYPE_CHECKING:
@@ -123,7 +124,7 @@ class Connections:
             self._log.info(
                 "connection",
                 connection=name,
-                source=_address(source),
+                source=shown(source),
                 kind=route.kind.value,
                 rule=route.rule,
                 sni=_shown(route.server_name),
@@ -151,7 +152,7 @@ class Connections:
         self._log.info(
             "refused",
             connection=connection,
-            source=_address(source),
+            source=shown(source),
             code=str(refusal.code),
             rule=refusal.rule or (route.rule if route is not None else None),
             user=user,
@@ -192,7 +193,7 @@ def _live_row(connection: Connection) -> dict[str, Any]:
     return {
         "id": connection.id,
         "state": connection.state,
-        "source": _address(connection.source),
+        "source": shown(connection.source),
         "started": _iso(connection.started),
         "kind": route.kind.value if route else None,
         "rule": route.rule if route else None,
@@ -214,7 +215,7 @@ def _refusal_row(turned: Turned) -> dict[str, Any]:
     return {
         "id": turned.connection,
         "state": "refused",
-        "source": _address(turned.source),
+        "source": shown(turned.source),
         "started": _iso(turned.time),
         "kind": route.kind.value if route else None,
         "rule": turned.refusal.rule or None,
@@ -229,11 +230,6 @@ def _refusal_row(turned: Turned) -> dict[str, Any]:
         "code": str(turned.refusal.code),
         "reason": turned.refusal.reason,
     }
-
-
-def _address(source: Source) -> str:
-    host, port = source
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _iso(seconds: float) -> str:

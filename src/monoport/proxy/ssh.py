@@ -22,6 +22,7 @@ from monoport.audit.log import Log
 from monoport.errors import Failure, traced
 from monoport.net.stream import Stream
 from monoport.proxy.connection import Connection
+from monoport.proxy.source import shown
 from monoport.tunnel import link
 from monoport.tunnel.channel import ChannelSession, join
 from monoport.tunnel.dial import DENIED, DialError
@@ -83,7 +84,7 @@ class SshProxy:
 
     async def serve(self, connection: Connection) -> None:
         """Serve one connection to its end."""
-        log = _log.bind(connection=connection.id, source=_source(connection))
+        log = _log.bind(connection=connection.id, source=shown(connection.source))
         options = link.server_options(self._host(), link.USER_LOGIN)
         async with asyncio.TaskGroup() as group:
 
@@ -124,7 +125,7 @@ class SshProxy:
                 await self._deny(connection, identity, node, reason, rule)
                 raise DialError(reason, DENIED)
             case Permit():
-                preface = Preface(connection.id, Wanted.SSH, node.metadata.name, certificate, _source(connection))
+                preface = Preface(connection.id, Wanted.SSH, node.metadata.name, certificate, shown(connection.source))
                 return await self._tunnels.dial(decided, preface)
             case _:
                 assert_never(decided)
@@ -149,7 +150,7 @@ class SshProxy:
             "session.deny",
             connection=connection.id,
             user=str(identity),
-            source=_source(connection),
+            source=shown(connection.source),
             node=node.metadata.name,
             hostname=node.spec.hostname,
             what="node",
@@ -294,8 +295,3 @@ async def _guarded(work: Coroutine[Any, Any, None], log: structlog.typing.Filter
 
 def _fail(code: int, reason: str) -> NoReturn:
     raise asyncssh.ChannelOpenError(code, reason)
-
-
-def _source(connection: Connection) -> str:
-    host, port = connection.source
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
