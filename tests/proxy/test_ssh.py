@@ -22,8 +22,9 @@ from monoport.proxy.registry import Connections
 from monoport.proxy.ssh import SshProxy
 from monoport.proxy.tunnel import ReverseTunnels
 from monoport.tunnel import dial, link
-from monoport.tunnel.agent import Agent, Proxy
+from monoport.tunnel.agent import Agent
 from monoport.tunnel.channel import ChannelSession
+from monoport.tunnel.reach import Proxy
 
 from ..tunnel.world import CLUSTER, ROLE, Cas, World, node  # noqa: TID252
 

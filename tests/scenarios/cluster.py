@@ -40,7 +40,7 @@ from monoport.net.memory import pair
 from monoport.net.stream import Stream
 from monoport.net.tls import TlsStream, connect_tls
 from monoport.proxy.connection import serve
-from monoport.tunnel import agent as tunnel
+from monoport.tunnel import reach as tunnel
 
 CLUSTER = "example.com"
 PUBLIC = "proxy.example.com"  # the one name, and below it kube.… and *.db.…

@@ -11,11 +11,11 @@ from monoport.access.resources import parse_document
 from monoport.net.memory import pair
 from monoport.tunnel import dial, link
 from monoport.tunnel import proxy as proxy_module
-from monoport.tunnel.agent import Proxy, _ProxyClient, _ProxyLink
+from monoport.tunnel.admission import LISTENER
 from monoport.tunnel.channel import ChannelSession
 from monoport.tunnel.dial import DialError
 from monoport.tunnel.preface import Kind, Preface
-from monoport.tunnel.proxy import LISTENER
+from monoport.tunnel.reach import Proxy, ProxyClient, ProxyLink
 from monoport.wire import frame
 
 from .world import Cas, World, database, node, permit_for
@@ -126,8 +126,8 @@ async def agents_end(world: World, group: asyncio.TaskGroup):
     stream = await world.connector(group)()
     agent = world.agent(group, "n1", nothing)
     where = Proxy("proxy.example.com", 443)
-    options = agent._options(_ProxyClient(world.ca, where, lambda: datetime.now(UTC)))
-    return link.calling(stream, options, _ProxyLink, ("proxy.example.com", 443))
+    options = agent._options(ProxyClient(world.ca, where, lambda: datetime.now(UTC)))
+    return link.calling(stream, options, ProxyLink, ("proxy.example.com", 443))
 
 
 async def test_an_agent_may_ask_for_its_one_listener_and_nothing_else(world):

@@ -17,11 +17,12 @@ from monoport.errors import Failure
 from monoport.net.sockets import SocketStream
 from monoport.net.tls import HandshakeError, serve_tls
 from monoport.tunnel import dial
-from monoport.tunnel.agent import ALPN, Agent, Proxy, dial_tls
+from monoport.tunnel.agent import Agent
 from monoport.tunnel.link import HostKey
 from monoport.tunnel.preface import Kind as Wanted
 from monoport.tunnel.preface import Preface
 from monoport.tunnel.proxy import Tunnels
+from monoport.tunnel.reach import ALPN, Proxy, dial_tls
 
 from .world import CLUSTER, node, permit_for
 

@@ -16,9 +16,10 @@ from monoport.access.identity import SSH_EXTENSION, Identity, Kind, encode
 from monoport.access.resources import Database, Lock, Node, parse_document
 from monoport.net.memory import pair
 from monoport.net.stream import Stream
-from monoport.tunnel.agent import Agent, Handler, Proxy
+from monoport.tunnel.agent import Agent, Handler
 from monoport.tunnel.link import HostKey
 from monoport.tunnel.proxy import Tunnels
+from monoport.tunnel.reach import Proxy
 
 CLUSTER = "example.com"
 

@@ -33,7 +33,8 @@ from monoport.daemon.sshd import Sshd
 from monoport.errors import Failure
 from monoport.net.stream import Stream
 from monoport.net.unix import serve_unix
-from monoport.tunnel.agent import Agent, Handler, Proxy
+from monoport.tunnel.agent import Agent, Handler
+from monoport.tunnel.reach import Proxy, back
 
 HEARTBEAT = 15.0  # seconds, up to a fifth less: the inventory forgets a node after 60
 ANY = {"0.0.0.0", "::"}  # noqa: S104 # where a proxy listens on every address, its agent beside it takes loopback
@@ -146,4 +147,12 @@ def _agent(config: Config, member: Member, handler: Handler, connect: Connect | 
         own = config.proxy_service.web_listen_addr
         proxy = Proxy("127.0.0.1" if own.host in ANY else own.host, own.port)
     host = member.host
-    return Agent(proxy, host.host_id, lambda: host.key, lambda: member.cache.cas, handler, connect=connect)
+    return Agent(
+        proxy,
+        host.host_id,
+        lambda: host.key,
+        lambda: member.cache.cas,
+        handler,
+        connect=connect,
+        dial_back=back(proxy, lambda: host.credentials) if connect is None else None,
+    )

@@ -29,7 +29,7 @@ from monoport.proxy.contexts import Contexts, KeyPair
 from monoport.proxy.database import Databases
 from monoport.proxy.registry import Connections
 from monoport.proxy.ssh import SshProxy
-from monoport.proxy.tunnel import ReverseTunnels
+from monoport.proxy.tunnel import DialBacks, ReverseTunnels
 from monoport.proxy.web.app import Web
 from monoport.proxy.web.site import site
 from monoport.routing import table as routing
@@ -68,6 +68,7 @@ class Proxy:
         handlers: dict[Kind, Handler] = {
             Kind.SSH: SshProxy(lambda: host.key, tunnels, cache, audit).serve,
             Kind.TUNNEL: ReverseTunnels(tunnels).serve,
+            Kind.DIALBACK: DialBacks(tunnels).serve,
             Kind.DATABASE: Databases(self.contexts, tunnels, cache, audit).serve,
             Kind.WEB: web.serve,
             Kind.BOOTSTRAP: web.serve,

@@ -5,93 +5,36 @@ Belongs here: the tunnel's life. Not here: the resources behind it (a handler se
 
 import asyncio
 import random
-import ssl
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 import asyncssh
 import structlog
 
-from monoport.access.identity import ClusterCas, IdentityError, Kind, from_ssh
+from monoport.access.identity import ClusterCas
 from monoport.errors import Failure
-from monoport.net import sockets
-from monoport.net.stream import Stream
-from monoport.net.tls import connect_tls
+from monoport.net.stream import EndOfStream, Stream
+from monoport.routing.names import DIAL
 from monoport.tunnel import dial, link
+from monoport.tunnel.admission import LISTENER
 from monoport.tunnel.channel import ChannelSession
 from monoport.tunnel.dial import DialRefused, FrameError
+from monoport.tunnel.preface import Kind as Wanted
 from monoport.tunnel.preface import Preface
-from monoport.tunnel.proxy import CHANNELS, LISTENER, MISSED, keepalive
+from monoport.tunnel.proxy import CHANNELS, MISSED, keepalive
+from monoport.tunnel.reach import Proxy, ProxyClient, ProxyLink, dial_tls
 
-ALPN = "teleport-reversetunnel"
-DIAL_SECONDS = 10.0  # TCP and TLS to the proxy
 FIRST_DELAY = 0.5  # seconds: the first pause is drawn from 0 to this
 LAST_DELAY = 5.0  # seconds: with a proxy that restarts in a few, agents are back within 15
+SPARE_SECONDS = 300.0  # that a connection dialled ahead may wait: the proxy drops spares long before
 STEADY = 10.0  # seconds that a tunnel must have lasted for the pauses to start small again
 
 Handler = Callable[[Preface, Stream], Awaitable[None]]
 
 _log = structlog.get_logger()
 _HOST_CERTIFICATES = ["ecdsa-sha2-nistp256-cert-v01@openssh.com", "ssh-ed25519-cert-v01@openssh.com"]
-
-
-@dataclass(frozen=True, slots=True)
-class Proxy:
-    """Where the proxy is: the host that its certificate must name, and the port."""
-
-    host: str
-    port: int
-
-
-async def dial_tls(proxy: Proxy, cas: ClusterCas) -> Stream:
-    """Return a TLS stream to the proxy's one port, verified against the cluster's host CA.
-
-    Raises Failure or OSError.
-    """
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.minimum_version = ssl.TLSVersion.TLSv1_3
-    context.load_verify_locations(cadata="\n".join(cas.host))
-    context.set_alpn_protocols([ALPN])
-    async with asyncio.timeout(DIAL_SECONDS):
-        raw = await sockets.connect(proxy.host, proxy.port, DIAL_SECONDS)
-        try:
-            stream = await connect_tls(raw, context, server_hostname=proxy.host)
-        except BaseException:
-            raw.abort()
-            raise
-    if stream.selected_alpn != ALPN:
-        stream.abort()
-        raise Failure(f"{proxy.host}:{proxy.port} does not speak {ALPN}")
-    return stream
-
-
-class _ProxyLink(link.ClientLink):
-    """The connection to the proxy, which must show a proxy's host certificate for the name that was dialled."""
-
-    def validate_server_host_key(self, key_data: bytes) -> asyncssh.SSHKey:
-        owner = self.get_owner()
-        if not isinstance(owner, _ProxyClient):
-            raise asyncssh.HostKeyNotVerifiable("the connection is closed")
-        owner.check(key_data)
-        return asyncssh.public_key.decode_ssh_certificate(key_data).key
-
-
-class _ProxyClient(asyncssh.SSHClient):
-    def __init__(self, cas: ClusterCas, proxy: Proxy, now: Callable[[], datetime]) -> None:
-        self._cas, self._proxy, self._now = cas, proxy, now
-
-    def check(self, certificate: bytes) -> None:
-        try:
-            identity = from_ssh(certificate, self._cas, self._now())
-        except IdentityError as error:
-            raise asyncssh.HostKeyNotVerifiable(f"the proxy's host certificate: {error}") from error
-        if identity.kind is not Kind.HOST or "proxy" not in identity.roles:
-            raise asyncssh.HostKeyNotVerifiable(f"{identity} is not a proxy")
-        if not {self._proxy.host, self._cas.cluster}.intersection(identity.principals):
-            raise asyncssh.HostKeyNotVerifiable(f"the proxy's host certificate is not for {self._proxy.host}")
 
 
 class Agent:
@@ -104,6 +47,8 @@ class Agent:
         cas: the cluster's CAs, asked for likewise.
         handler: serves one dialled stream: calls `dial.accept`, or raises `DialRefused` before that.
         connect: opens the transport; TLS to the proxy's port by default.
+        dial_back: opens a TLS connection to the proxy under this server name, showing our certificate; None: everything
+            goes through the tunnel.
         sleep, rand, clock, now: pauses, jitter, seconds and UTC time, so that tests need neither patience nor luck.
     """
 
@@ -116,6 +61,7 @@ class Agent:
         handler: Handler,
         *,
         connect: Callable[[], Awaitable[Stream]] | None = None,
+        dial_back: Callable[[str], Awaitable[Stream]] | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         rand: Callable[[], float] = random.random,
         clock: Callable[[], float] = time.monotonic,
@@ -123,6 +69,7 @@ class Agent:
     ) -> None:
         self._proxy, self._host_id, self._host, self._cas, self._handler = proxy, host_id, host, cas, handler
         self._connect = connect or (lambda: dial_tls(proxy, cas()))
+        self._dial_back = dial_back
         self._sleep, self._rand, self._clock, self._now = sleep, rand, clock, now
         self._channels = 0
         self.connected = asyncio.Event()  # set while the proxy can dial us
@@ -151,9 +98,9 @@ class Agent:
 
     async def _tunnel(self, group: asyncio.TaskGroup, log: structlog.typing.FilteringBoundLogger) -> None:
         stream = await self._connect()
-        owner = _ProxyClient(self._cas(), self._proxy, self._now)
+        owner = ProxyClient(self._cas(), self._proxy, self._now)
         peer = (self._proxy.host, self._proxy.port)
-        async with link.calling(stream, self._options(owner), _ProxyLink, peer) as made:
+        async with link.calling(stream, self._options(owner), ProxyLink, peer) as made:
 
             def opened() -> ChannelSession:
                 return self._opened(group, log)
@@ -164,14 +111,14 @@ class Agent:
             self.connected.set()
             await made.wait_closed()
 
-    def _options(self, owner: _ProxyClient) -> Any:
+    def _options(self, owner: ProxyClient) -> Any:
         return asyncssh.SSHClientConnectionOptions(
             client_factory=lambda: owner,
             config=None,
             host=self._proxy.host,
             port=self._proxy.port,
             username=self._host_id,
-            known_hosts=([], [], []),  # no file's: `_ProxyLink` decides
+            known_hosts=([], [], []),  # no file's: `ProxyLink` decides
             server_host_key_algs=_HOST_CERTIFICATES,
             client_host_keysign=False,
             client_host_keys=[self._host().pair()],
@@ -195,20 +142,32 @@ class Agent:
         session = ChannelSession()
         self._channels += 1
         session.when_gone(self._one_less)
-        group.create_task(self._serve(session, log))
+        group.create_task(self._serve(session, group, log))
         return session
 
     def _one_less(self) -> None:
         self._channels -= 1
 
-    async def _serve(self, session: ChannelSession, log: structlog.typing.FilteringBoundLogger) -> None:
-        stream = session.stream
+    async def _serve(
+        self, session: ChannelSession, group: asyncio.TaskGroup, log: structlog.typing.FilteringBoundLogger
+    ) -> None:
         try:
             async with asyncio.timeout(dial.PREFACE_SECONDS):
                 await session.opened.wait()
-            preface = await dial.receive(stream)
+        except TimeoutError:
+            log.info("dialled stream ended", error="it was never opened")
+            session.stream.abort()
+            return
+        await self._answer(session.stream, dial.PREFACE_SECONDS, group, log)
+
+    async def _answer(
+        self, stream: Stream, seconds: float, group: asyncio.TaskGroup, log: structlog.typing.FilteringBoundLogger
+    ) -> None:
+        """Serve what the proxy asks for on `stream`, within `seconds`."""
+        try:
+            preface = await dial.receive(stream, seconds)
             log = log.bind(connection=preface.connection)
-            await self._handle(preface, stream)
+            await self._handle(preface, stream, group, log)
             stream.close()
         except (FrameError, TimeoutError, OSError, asyncssh.Error) as error:
             log.info("dialled stream ended", error=str(error) or type(error).__name__)
@@ -217,10 +176,59 @@ class Agent:
             log.exception("serving a dialled stream failed")
             stream.abort()
 
-    async def _handle(self, preface: Preface, stream: Stream) -> None:
+    async def _handle(
+        self,
+        preface: Preface,
+        stream: Stream,
+        group: asyncio.TaskGroup,
+        log: structlog.typing.FilteringBoundLogger,
+    ) -> None:
         try:
             if preface.host_id != self._host_id:
                 raise DialRefused(dial.NOT_SERVED, "another host was asked for")
-            await self._handler(preface, stream)
+            if preface.kind is Wanted.ORDERS:
+                await self._take_orders(stream, group, log)
+            else:
+                await self._handler(preface, stream)
         except DialRefused as refused:
             await dial.refuse(stream, refused.code, str(refused))
+
+    # dial-backs
+
+    async def _take_orders(
+        self, control: Stream, group: asyncio.TaskGroup, log: structlog.typing.FilteringBoundLogger
+    ) -> None:
+        """Dial the proxy whenever it says so, until the channel ends."""
+        if self._dial_back is None:
+            raise DialRefused(dial.NOT_SERVED, "this agent does not dial back")
+        await dial.accept(control)
+        try:
+            while True:
+                token = await dial.ordered(control)
+                group.create_task(self._come(self._dial_back, token, control, group, log))
+        except EndOfStream:
+            pass
+
+    async def _come(
+        self,
+        dial_back: Callable[[str], Awaitable[Stream]],
+        token: str,
+        control: Stream,
+        group: asyncio.TaskGroup,
+        log: structlog.typing.FilteringBoundLogger,
+    ) -> None:
+        """Dial back under one token and serve what is asked for there; the proxy hears of a failure at once."""
+        if self._channels >= CHANNELS:
+            dial.failed(control, f"more than {CHANNELS} connections")
+            return
+        self._channels += 1
+        try:
+            try:
+                stream = await dial_back(f"{token}.{DIAL}")
+            except (Failure, OSError) as error:
+                log.warning("dial-back failed", error=str(error) or type(error).__name__)
+                dial.failed(control, str(error) or type(error).__name__)
+                return
+            await self._answer(stream, SPARE_SECONDS, group, log)
+        finally:
+            self._channels -= 1

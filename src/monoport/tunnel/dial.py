@@ -1,15 +1,18 @@
 """The first exchange on a dialled stream: the proxy's preface, the agent's answer, bounded in bytes and time.
 
-Belongs here: both sides of that exchange and its errors. Not here: opening the stream, serving it.
+Belongs here: both sides of that exchange and of the orders for dial-backs, and their errors. Not here: opening the
+stream, serving it.
 A handler of `agent.Agent` reads the preface it is given, then either calls `accept` once and goes on with the
 resource's bytes, or raises `DialRefused`, which the agent turns into the answer.
 """
 
 import asyncio
+import re
 
 from monoport.errors import Failure
 from monoport.net.stream import Stream
 from monoport.tunnel.preface import (
+    MAX_FIELD,
     Accepted,
     Answer,
     Preface,
@@ -23,6 +26,7 @@ from monoport.wire import frame
 from monoport.wire.frame import FrameError
 
 PREFACE_SECONDS = 10.0  # both ends are machines on an open tunnel; the agent may have to reach its resource first
+TOKEN = re.compile("[0-9a-f]{32}")  # 128 random bits, as they stand in an SNI
 NOT_SERVED = "not_served"  # the agent does not have this resource: another tunnel of the host may
 UNAVAILABLE = "unavailable"  # it has, but cannot reach it just now
 DENIED = "denied"  # the agent's own decision; asking elsewhere would be asking twice
@@ -70,6 +74,32 @@ async def refuse(stream: Stream, code: str, reason: str) -> None:
     await stream.write(frame.encode(answer_object(Refused(code, reason))))
 
 
+def order(control: Stream, token: str) -> None:
+    """Ask the agent, over the channel of orders, for a dial-back under `token`."""
+    control.send(frame.encode({"dial": token}))
+
+
+async def ordered(control: Stream) -> str:
+    """Return the token of the next order; raises FrameError, ConnectionError (EndOfStream when there is no more)."""
+    token = (await _object(control)).get("dial")
+    if not isinstance(token, str) or not TOKEN.fullmatch(token):
+        raise FrameError("an order is one token of 32 hexadecimal digits")
+    return token
+
+
+def failed(control: Stream, reason: str) -> None:
+    """Tell the proxy that an order cannot be met."""
+    control.send(frame.encode({"failed": reason[:MAX_FIELD]}))
+
+
+async def failure(control: Stream) -> str:
+    """Return why the next order failed that did; raises as `ordered`."""
+    reason = (await _object(control)).get("failed")
+    if not isinstance(reason, str) or len(reason) > MAX_FIELD:
+        raise FrameError("a failed order has a reason")
+    return reason
+
+
 async def _object(stream: Stream) -> dict[str, object]:
     length = frame.size(await stream.read_exactly(frame.HEADER))
     return frame.body(await stream.read_exactly(length))
@@ -84,6 +114,10 @@ __all__ = [
     "FrameError",
     "accept",
     "ask",
+    "failed",
+    "failure",
+    "order",
+    "ordered",
     "receive",
     "refuse",
 ]

@@ -21,6 +21,7 @@ class Kind(StrEnum):
     SSH = "ssh"
     DATABASE = "db"
     CANCEL = "db-cancel"
+    ORDERS = "dial-back"  # no resource: over this channel the proxy orders dial-backs, as long as the tunnel is open
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,43 +7,34 @@ An agent may ask for one thing only, to be dialled; every other request on its c
 import asyncio
 import random
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import Protocol, assert_never
+from typing import assert_never
 
 import asyncssh
 import structlog
 
 from monoport.access.decide import Permit
-from monoport.access.identity import ClusterCas, Identity, IdentityError, Kind, from_ssh
-from monoport.access.locks import lock_for
-from monoport.access.resources import Database, Lock, Node
+from monoport.access.identity import Identity, Kind
+from monoport.access.resources import Database, Node
+from monoport.errors import Failure
 from monoport.net.stream import Stream
 from monoport.tunnel import dial, link
+from monoport.tunnel.admission import AGENTS, LISTENER, AgentLink, AgentServer, Inventory
 from monoport.tunnel.channel import ChannelSession
 from monoport.tunnel.dial import DialError, FrameError
+from monoport.tunnel.dialback import Orders, Tokens, Unexpected
 from monoport.tunnel.preface import Accepted, Preface, Refused
 from monoport.tunnel.preface import Kind as Wanted
 
-LISTENER = "/monoport/dial"  # the one listener that an agent asks for; a name, not a path on any disk
 CHANNELS = 1_024  # dialled streams of one tunnel: 256 MiB at worst if every one of them stalls
 KEEPALIVE = 4.0  # seconds between probes, +-25 %; with MISSED below a dead peer is noticed within 15
 MISSED = 2  # probes in a row without an answer
-AGENTS = frozenset({"node", "db", "app", "kube"})
+BULKY = frozenset({"db", "app", "kube"})  # agents that are asked to dial back
+BULK = frozenset({Wanted.DATABASE})  # what is worth a connection of its own: one SSH connection is one core's work
 
 _log = structlog.get_logger()
-
-
-class Inventory(Protocol):
-    """What the tunnels must know of the cluster; `auth.cache.Cache` knows it."""
-
-    @property
-    def cas(self) -> ClusterCas: ...
-    @property
-    def locks(self) -> Iterable[Lock]: ...
-    def nodes(self) -> Sequence[Node]: ...
-    def databases(self) -> Sequence[Database]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,87 +54,31 @@ def keepalive(rand: Callable[[], float]) -> float:
     return KEEPALIVE * (0.75 + rand() / 2)
 
 
-class _AgentLink(link.ServerLink):
-    """An agent's connection: it authenticates as a host, by its certificate of the host CA (RFC 4252 section 9)."""
-
-    async def validate_host_based_auth(  # noqa: PLR0917  (asyncssh's own signature)
-        self, username: str, key_data: bytes, client_host: str, client_username: str, msg: bytes, signature: bytes
-    ) -> bool:
-        self.attempt()
-        owner = self.get_owner()
-        if not isinstance(owner, _AgentServer) or not owner.vouched(key_data, client_host):
-            return False
-        return await super().validate_host_based_auth(username, key_data, client_host, client_username, msg, signature)
-
-
-class _Dialled(asyncssh.SSHListener):
-    """Stands for the listener that the agent asked for: nothing listens, the proxy opens channels by itself."""
-
-    def close(self) -> None:
-        super().close()
-
-    async def wait_closed(self) -> None:
-        await super().wait_closed()
-
-
-class _AgentServer(asyncssh.SSHServer):
-    """Answers for one agent's connection: its host certificate and one listener, everything else is refused."""
-
-    def __init__(
-        self, inventory: Inventory, now: Callable[[], datetime], log: structlog.typing.FilteringBoundLogger
-    ) -> None:
-        self._inventory, self._now, self._log = inventory, now, log
-        self.identity: Identity | None = None
-        self.ready = asyncio.Event()
-
-    def vouched(self, certificate: bytes, name: str) -> bool:
-        """Whether the host CA vouches for an agent of that name; the caller checks the signature."""
-        self.identity = None
-        try:
-            identity = from_ssh(certificate, self._inventory.cas, self._now())
-        except IdentityError as error:
-            self._log.warning("agent refused", reason=str(error))
-            return False
-        if identity.kind is not Kind.HOST or not AGENTS.intersection(identity.roles) or identity.name != name:
-            self._log.warning("agent refused", reason="not an agent's own certificate", host=str(identity), named=name)
-            return False
-        if lock_for(identity, self._inventory.locks, self._now()) is not None:
-            self._log.warning("agent refused", reason="the host is locked", host=str(identity))
-            return False
-        self.identity = identity
-        return True
-
-    def host_based_auth_supported(self) -> bool:
-        return True
-
-    def public_key_auth_supported(self) -> bool:
-        return False
-
-    def validate_host_ca_key(self, host: str, addr: str, port: int, key: asyncssh.SSHKey) -> bool:
-        return self.identity is not None  # `vouched` has checked this very certificate against the host CA
-
-    def validate_host_based_user(self, username: str, client_host: str, client_username: str) -> bool:
-        return self.identity is not None and username == client_host == self.identity.name
-
-    def unix_server_requested(self, listen_path: str) -> asyncssh.SSHListener | bool:
-        if listen_path != LISTENER or self.ready.is_set():
-            self._log.warning("listener refused", path=listen_path[:256])
-            return False
-        self.ready.set()
-        return _Dialled()
+class _UnansweredError(DialError):
+    """The connection broke before the agent's answer: it has begun nothing that it could tell of."""
 
 
 @dataclass(eq=False, slots=True)
 class _Tunnel:
     identity: Identity
-    link: _AgentLink
+    link: AgentLink
     source: str
     connection: str
+    orders: Orders
     since: float = field(default_factory=time.time)
     channels: int = 0
 
     async def dial(self, preface: Preface) -> Stream:
-        """Return a stream that the agent has accepted; raises DialError."""
+        """Return a stream that the agent has accepted, dialled back where it may carry much; raises DialError."""
+        if preface.kind in BULK and (stream := await self.orders.connection()) is not None:
+            try:
+                return await self._ask(stream, preface)
+            except _UnansweredError as error:
+                _log.info("dial-back broke", connection=preface.connection, host=self.identity.name, error=str(error))
+        return await self.channel(preface)
+
+    async def channel(self, preface: Preface) -> Stream:
+        """Return a channel of the tunnel that the agent has accepted; raises DialError."""
         if self.channels >= CHANNELS:
             raise DialError(f"the agent already serves {CHANNELS} connections")
         session = ChannelSession()
@@ -175,8 +110,15 @@ class _Tunnel:
     async def _ask(self, stream: Stream, preface: Preface) -> Stream:
         try:
             answer = await dial.ask(stream, preface)
+        except TimeoutError as error:
+            stream.abort()
+            raise DialError(f"the agent did not answer within {dial.PREFACE_SECONDS:g} s") from error
         except (FrameError, ConnectionError) as error:
-            raise DialError("the agent did not answer properly") from error
+            stream.abort()
+            raise _UnansweredError("the agent did not answer properly") from error
+        except BaseException:
+            stream.abort()
+            raise
         match answer:
             case Accepted():
                 return stream
@@ -205,9 +147,11 @@ class Tunnels:
         *,
         rand: Callable[[], float] = random.random,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._host, self._inventory, self._rand, self._now = host, inventory, rand, now
+        self._host, self._inventory, self._rand, self._now, self._clock = host, inventory, rand, now, clock
         self._tunnels: dict[str, list[_Tunnel]] = {}
+        self._tokens = Tokens(clock)
 
     async def serve(
         self,
@@ -224,11 +168,11 @@ class Tunnels:
         Returns when the tunnel is gone, also where the agent does not authenticate: the log says why.
         """
         log = _log.bind(connection=connection, source=f"{source[0]}:{source[1]}")
-        owner = _AgentServer(self._inventory, self._now, log)
+        owner = AgentServer(self._inventory, self._now, log)
         options = link.server_options(self._host(), link.AGENT_LOGIN)
         options.trust_client_host = True  # the name in the certificate counts, not what DNS says of an address
         try:
-            async with link.serving(stream, options, _AgentLink, owner, source) as made:
+            async with link.serving(stream, options, AgentLink, owner, source) as made:
                 if owner.identity is None:
                     return
                 if identified is not None:
@@ -236,7 +180,8 @@ class Tunnels:
                 made.set_keepalive(keepalive(self._rand), MISSED)
                 async with asyncio.timeout(link.AGENT_LOGIN):
                     await owner.ready.wait()
-                tunnel = _Tunnel(owner.identity, made, f"{source[0]}:{source[1]}", connection)
+                orders = Orders(owner.identity.name, self._tokens, self._clock)
+                tunnel = _Tunnel(owner.identity, made, f"{source[0]}:{source[1]}", connection, orders)
                 await self._until_gone(tunnel, log.bind(host=owner.identity.name))
         except (asyncssh.Error, OSError, TimeoutError) as error:
             log.info("tunnel not established", error=str(error) or type(error).__name__)
@@ -246,12 +191,33 @@ class Tunnels:
         same.append(tunnel)
         log.info("tunnel open")
         try:
-            await tunnel.link.wait_closed()
+            async with asyncio.TaskGroup() as group:
+                ordering = group.create_task(self._order(tunnel))
+                await tunnel.link.wait_closed()
+                ordering.cancel()
         finally:
             same.remove(tunnel)
             if not same:
                 self._tunnels.pop(tunnel.identity.name, None)
             log.info("tunnel closed")
+
+    async def _order(self, tunnel: _Tunnel) -> None:
+        """Keep the channel open over which dial-backs are ordered; without it, channels serve everything."""
+        host = tunnel.identity.name
+        if BULKY.isdisjoint(tunnel.identity.roles):
+            return
+        preface = Preface(tunnel.connection, Wanted.ORDERS, Wanted.ORDERS, host_id=host)
+        try:
+            async with await tunnel.channel(preface) as control:
+                await tunnel.orders.serve(control)
+        except (Failure, FrameError, OSError) as error:
+            _log.info("no dial-backs", connection=tunnel.connection, host=host, reason=str(error))
+
+    def dialled_back(self, token: str, identity: Identity, stream: Stream) -> None:
+        """Take a connection that an agent has dialled back; raises Unexpected where this proxy does not await it."""
+        if identity.kind is not Kind.HOST or AGENTS.isdisjoint(identity.roles):
+            raise Unexpected(f"{identity} is no agent")
+        self._tokens.redeem(token, identity.name).arrived(stream)
 
     async def dial(self, permit: Permit, preface: Preface, *alternatives: Permit) -> Stream:
         """Return a stream to the permitted resource, past the agent's acceptance.

@@ -17,9 +17,10 @@ from monoport.net.sockets import SocketStream
 from monoport.proxy.connection import Connection
 from monoport.proxy.registry import Connections
 from monoport.proxy.ssh import SshProxy
-from monoport.tunnel.agent import Agent, Proxy
+from monoport.tunnel.agent import Agent
 from monoport.tunnel.link import HostKey
 from monoport.tunnel.proxy import Tunnels
+from monoport.tunnel.reach import Proxy
 
 from .conftest import CLUSTER, NODE, World
 
