@@ -93,7 +93,7 @@ async def test_no_certificate_is_refused(world):
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2])
 async def test_older_tls_is_refused(world, version):
     pair, admitted = await world.auth.admit("node", "node-one")
-    context = Credentials(admitted.certificate, pair.private, admitted.cas).context()
+    context = Credentials(admitted.certificate, pair.private, admitted.cas).context(auth_alpn(admitted.cluster))
     context.minimum_version = context.maximum_version = version
     with pytest.raises(ConnectionError):
         await connect_tls(await world.auth.dial()(), context, server_hostname="example.com")

@@ -66,6 +66,18 @@ async def test_asyncpg_through_the_local_proxy(tunnel: int) -> None:
         await connection.close()
 
 
+def test_a_session_has_a_connection_of_its_own_that_the_agent_dialled_back(cluster: Cluster, tunnel: int) -> None:
+    def dialled_back() -> list[str]:
+        """Who holds dial-backs while a session runs; a channel serves one whose agent is slow to come."""
+        with psycopg.connect(f"host=127.0.0.1 port={tunnel} user=alice dbname=app sslmode=disable") as connection:
+            connection.execute("select 1")
+            rows = json.loads(cluster.tctl("conns", "ls", "--format=json").stdout)
+        return [one["user"] for one in rows if one["route"].startswith("dialback") and one["state"] != "refused"]
+
+    users = wait_until(dialled_back, 30, "a dial-back")
+    assert not any(user.startswith("alice@") for user in users), "it is the agent's, by its certificate"
+
+
 def test_cancel_through_the_local_proxy_really_cancels(tunnel: int) -> None:
     with psycopg.connect(f"host=127.0.0.1 port={tunnel} user=alice dbname=app sslmode=disable") as connection:
         timer = threading.Timer(0.5, connection.cancel_safe)

@@ -15,7 +15,7 @@ from cryptography import x509
 from pydantic import BaseModel, ValidationError
 
 from monoport.access.identity import IdentityError, Kind, from_x509
-from monoport.auth.keys import Credentials
+from monoport.auth.keys import Credentials, auth_alpn
 from monoport.auth.transport import Dial, StreamTransport
 from monoport.errors import Failure
 from monoport.net import sockets
@@ -103,7 +103,7 @@ class Calls:
 
     async def _connect(self) -> Stream:
         credentials = self._current()
-        context = credentials.context()
+        context = credentials.context(auth_alpn(credentials.cluster))
         stream = await self._dial()
         try:
             async with asyncio.timeout(DIAL_SECONDS):

@@ -48,8 +48,8 @@ class Credentials:
         """The cluster's name, which is the server's name in TLS."""
         return self.cas.cluster
 
-    def context(self) -> ssl.SSLContext:
-        """A TLS 1.3 client context; raises Failure if certificate and key do not fit each other."""
+    def context(self, *alpn: str) -> ssl.SSLContext:
+        """A TLS 1.3 client context that offers these protocols; raises Failure if certificate and key do not fit."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.minimum_version = ssl.TLSVersion.TLSv1_3
         try:
@@ -57,7 +57,8 @@ class Credentials:
             load_chain(context, self.certificate, self.key)
         except ssl.SSLError as error:
             raise Failure(f"the certificate for {self.cluster} cannot be used: {error.reason or error}") from error
-        context.set_alpn_protocols([auth_alpn(self.cluster)])
+        if alpn:
+            context.set_alpn_protocols(alpn)
         return context
 
 

@@ -21,7 +21,7 @@ from monoport.wire.frame import FrameError
 
 TOKEN_SECONDS = 10.0  # a token is good for this long, once
 WAIT_SECONDS = 3.0  # for an agent to come; then a channel of the tunnel serves
-AGAIN_SECONDS = 60.0  # an agent that did not come is not waited for until these are over
+FIRST_REST, LAST_REST = 2.0, 300.0  # seconds that an agent who did not come is not waited for, doubled each time
 SPARES = 2  # connections dialled ahead of the next requests, while there are requests
 SPARE_SECONDS = 60.0  # that they are kept after the last request
 MAX_ORDERS = 256  # tokens of one tunnel that may be out at once
@@ -77,7 +77,7 @@ class Orders:
         self._out: deque[float] = deque()  # when the tokens expire that nobody has come with yet
         self._waiting: deque[asyncio.Future[Stream | None]] = deque()
         self._spares: deque[Stream] = deque()
-        self._not_before = 0.0
+        self._not_before, self._rest = 0.0, FIRST_REST
         self._cooling: asyncio.TimerHandle | None = None
 
     async def serve(self, control: Stream) -> None:
@@ -126,7 +126,7 @@ class Orders:
         """Take a connection that was dialled back."""
         if self._out:
             self._out.popleft()
-        self._not_before = 0.0
+        self._not_before, self._rest = 0.0, FIRST_REST
         while self._waiting:
             waiter = self._waiting.popleft()
             if not waiter.done():
@@ -151,7 +151,7 @@ class Orders:
 
     def _give_up(self) -> None:
         """Nobody comes: those who wait take a channel, and so does everyone for a while."""
-        self._not_before = self._clock() + AGAIN_SECONDS
+        self._not_before, self._rest = self._clock() + self._rest, min(self._rest * 2, LAST_REST)
         waiting, self._waiting = self._waiting, deque()
         for waiter in waiting:
             if not waiter.done():

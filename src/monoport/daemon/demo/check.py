@@ -122,7 +122,7 @@ def _arrived(log: Path, before: int) -> list[tuple[str, str, str]]:
             event = json.loads(line)
         except ValueError:
             continue  # a line of a library, or one that is being written
-        if event.get("event") == "connection" and event.get("kind") != "tunnel":
+        if event.get("event") == "connection" and event.get("kind") not in {"tunnel", "dialback"}:
             found[str(event.get("alpn") or "-"), str(event.get("sni") or "-"), str(event.get("kind"))] = None
     return list(found)
 
