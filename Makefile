@@ -32,6 +32,7 @@ clients: .venv/installed
 
 bench: .venv/installed
 	$(BIN)/python bench/run.py
+	$(BIN)/python bench/databases.py
 
 soak: .venv/installed
 	$(BIN)/pytest -m soak -n 0 --timeout=0

@@ -84,11 +84,11 @@ def start(name: str, pki: Pki, folder: Path, backends: int) -> Rival:
     with (folder / f"{name}.log").open("wb") as log:
         process = subprocess.Popen(["taskset", "-c", PROXY_CORE, *command], stdout=log, stderr=log)
     for port in {ports.tls, ports.mutual, ports.passed}:
-        _wait(port, process, folder / f"{name}.log")
+        wait(port, process, folder / f"{name}.log")
     return Rival(name, ports, process)
 
 
-def _wait(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
+def wait(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
     for _ in range(200):
         if process.poll() is not None:
             raise SystemExit(f"bench: it ended at once: {log.read_text()[-500:]}")

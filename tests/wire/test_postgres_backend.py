@@ -79,6 +79,22 @@ def test_servers_that_ask_for_more_than_a_certificate(code: int, method: str) ->
     assert not machine.admitted
 
 
+@given(st.lists(st.binary(max_size=60), max_size=8), st.integers(0, 3))
+def test_whatever_a_server_says_the_real_key_stays_here(chunks: list[bytes], minor: int) -> None:
+    """A server's bytes end in messages for the client or in an error; its own key is in none of them."""
+    machine = Backend(99, SECRET, minor)
+    real = b"\xfa\xde" * 8
+    given_out = b""
+    try:
+        for chunk in (OK, backend_key_data(4711, real), *chunks):
+            given_out += machine.receive(chunk)
+    except ProtocolError:
+        pass
+    if not any(real[:4] in chunk for chunk in chunks):
+        assert real not in given_out
+    assert backend_key_data(99, SECRET if minor >= 2 else SECRET[:4]) in given_out
+
+
 def test_errors_and_notices_pass() -> None:
     machine = Backend(99, SECRET, 0)
     data = message(b"N", b"\0") + error_response("FATAL", "28000", "no")

@@ -133,6 +133,14 @@ def test_an_ordinary_connection_may_say_that_it_is_one(value: str) -> None:
     assert step.features == ()
 
 
+@pytest.mark.parametrize("name", ["al\0ice", "\0", "alice\0", "\0alice", "a\0user\0root"])
+@pytest.mark.parametrize("what", ["user", "database", "application_name"])
+def test_a_nul_in_a_name_never_makes_another_name(what: str, name: str) -> None:
+    parameters = {"user": "bob", "database": "app", what: name}
+    step = front(Secured.CERTIFIED).receive(StartupMessage(0, parameters).encode())
+    assert told(step)["C"] == "08P01"
+
+
 def test_garbage_is_told_so() -> None:
     assert told(front(Secured.CERTIFIED).receive(b"GET / HTTP/1.1\r\n"))["C"] == "08P01"
 

@@ -104,6 +104,28 @@ def test_every_split_reads_the_same(places: list[int]) -> None:
     assert got == ACTIONS
 
 
+@given(st.lists(st.binary(max_size=300), max_size=60), st.lists(st.integers(0, 20_000), max_size=20))
+def test_copy_data_of_any_size_is_passed_over_and_what_follows_is_read(rows: list[bytes], places: list[int]) -> None:
+    copying = query("COPY t FROM STDIN") + b"".join(message(b"d", row) for row in rows)
+    whole = copying + message(b"c") + query("SELECT 'behind'")
+    cuts = sorted(min(place, len(whole)) for place in places)
+    machine = Statements()
+    found: list[Action] = []
+    for start, end in zip([0, *cuts], [*cuts, len(whole)], strict=True):
+        found += machine.receive(memoryview(whole)[start:end])
+    assert found == [
+        Query(statement("COPY t FROM STDIN")), *([CopyIn()] if rows else []), Query(statement("SELECT 'behind'"))
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("size", [3, 0x40000000])
+def test_lengths_that_lie_inside_copy_data(size: int) -> None:
+    machine = Statements()
+    machine.receive(query("COPY t FROM STDIN") + message(b"d", b"1") + message(b"d", b"2"))
+    with pytest.raises(ProtocolError, match=f"of {size} bytes"):
+        machine.receive(message(b"d", b"3") + b"d" + struct.pack("!I", size) + b"xxxxxxxx")
+
+
 def test_byte_by_byte_from_memoryviews() -> None:
     machine = Statements()
     view = memoryview(SESSION)

@@ -106,7 +106,9 @@ class Agent:
                 return self._opened(group, log)
 
             made.set_keepalive(keepalive(self._rand), MISSED)
-            await made.create_unix_server(opened, LISTENER, encoding=None, window=link.WINDOW, max_pktsize=link.PACKET)
+            await made.create_unix_server(
+                opened, LISTENER, encoding=None, window=link.WINDOW, max_pktsize=link.TUNNEL_PACKET
+            )
             log.info("tunnel open")
             self.connected.set()
             await made.wait_closed()

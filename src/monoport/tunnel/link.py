@@ -31,6 +31,7 @@ KEY_EXCHANGES = (
 )
 WINDOW = 262_144  # bytes of one channel that may wait in one direction
 PACKET = 32_768  # the payload every SSH implementation must take (RFC 4253 section 6.1)
+TUNNEL_PACKET = 131_072  # between our own ends: a quarter of the packets, whose cost is mostly each one's own
 CERTIFICATE = b"-cert-v01@openssh.com"  # ends the type of every OpenSSH certificate (PROTOCOL.certkeys)
 MAX_TYPE = 64  # bytes at the beginning of a key, in which its type stands
 ATTEMPTS = 32  # keys that a client may try: full ssh-agents hold a dozen, and each try is asked for twice

@@ -101,7 +101,7 @@ class _Tunnel:
     async def _open(self, session: ChannelSession, connection: str) -> None:
         try:
             await self.link.create_unix_connection(
-                lambda: session, LISTENER, encoding=None, window=link.WINDOW, max_pktsize=link.PACKET
+                lambda: session, LISTENER, encoding=None, window=link.WINDOW, max_pktsize=link.TUNNEL_PACKET
             )
         except (asyncssh.Error, OSError) as error:
             _log.info("dial refused by the agent", connection=connection, host=self.identity.name, error=str(error))

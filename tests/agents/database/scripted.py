@@ -27,7 +27,7 @@ Play = Callable[[Stream], Awaitable[None]]
 
 
 class Script:
-    """Plays `play` for every connection, behind TLS unless `answer` to SSLRequest is another byte."""
+    """Plays `play` for every connection, behind TLS unless `answer` to SSLRequest begins with another byte."""
 
     def __init__(self, cluster: Cluster, play: Play, answer: bytes = b"S", host: str = "localhost") -> None:
         self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -61,7 +61,7 @@ class Script:
         try:
             assert await raw.read_exactly(8) == SSL_REQUEST
             await raw.write(self._answer)
-            if self._answer != b"S":
+            if self._answer[:1] != b"S":
                 await raw.read()
                 raw.close()
                 return

@@ -257,6 +257,9 @@ async def babbles(stream: Stream) -> None:
     [
         (silent, b"N", "localhost", "does not offer TLS"),
         (silent, b"E", "localhost", "does not offer TLS"),
+        # What is put behind the answer in plaintext must not be read as if it came through TLS (CVE-2021-23222).
+        (silent, b"S" + OK + KEY + READY, "localhost", "cannot be reached over TLS"),
+        (silent, b"S" + message(b"E", b"SFATAL\0C28000\0Minjected\0\0"), "localhost", "cannot be reached over TLS"),
         (silent, b"S", "elsewhere", "cannot be reached over TLS"),
         (demands, b"S", "localhost", "asks for md5 authentication"),
         (babbles, b"S", "localhost", "server message of"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import signal
 import socket
 import ssl
@@ -26,6 +27,7 @@ from monoport.net.relay import relay
 from monoport.net.sockets import connect
 from monoport.net.tls import connect_tls
 from monoport.proxy import connection
+from monoport.proxy.cancels import EVENTS
 from monoport.proxy.registry import Connections
 from monoport.routing.outcome import Kind
 from monoport.routing.table import build
@@ -246,6 +248,40 @@ async def test_guessed_cancel_keys_are_met_with_silence(door: Door) -> None:
         writer.close()
         assert await (await client.execute("select 1")).fetchone() == (1,)
     assert [one.kind.value for one in door.world.tunnels.prefaces] == ["db"]
+
+
+async def test_keys_guessed_at_random_cancel_nobody_and_are_told_of(door: Door) -> None:
+    rand = random.Random(4711)
+    async with await psycopg.AsyncConnection.connect(door.dsn(door.world.cluster.user()), autocommit=True) as client:
+        sleeping = asyncio.create_task(client.execute("select pg_sleep(1), 'slept'"))  # noqa: TID251
+        await until_sleeping(door)
+        for number in range(100):
+            pid = client.pgconn.backend_pid if number % 2 else rand.getrandbits(31)
+            packet = (80877102).to_bytes(4, "big") + pid.to_bytes(4, "big") + rand.randbytes(4)
+            reader, writer = await asyncio.open_connection("127.0.0.1", door.port)
+            writer.write((16).to_bytes(4, "big") + packet)
+            assert await reader.read() == b""
+            writer.close()
+        assert await (await sleeping).fetchone() == ("", "slept")
+    assert [one.kind.value for one in door.world.tunnels.prefaces] == ["db"], "no guess went further than the proxy"
+    told = door.world.events("db.cancel.deny")
+    assert 1 <= len(told) <= EVENTS + 10
+    assert all(one["source"].startswith("127.0.0.1:") for one in told)
+
+
+async def test_a_listener_hears_after_hours_of_silence(door: Door) -> None:
+    """No idle limit ends a session that waits for notifications; only its certificate's end does."""
+    user = door.world.cluster.user(ttl=timedelta(hours=11))
+    async with await psycopg.AsyncConnection.connect(door.dsn(user), autocommit=True) as client:
+        await client.execute("listen orders")
+        door.world.leases.sweep(datetime.now(UTC) + timedelta(hours=10), ())
+        await asyncio.to_thread(door.server.sql, "notify orders, 'at last'", "app")
+        async with asyncio.timeout(15):
+            heard = await anext(client.notifies())
+        assert (heard.channel, heard.payload) == ("orders", "at last")
+        door.world.leases.sweep(datetime.now(UTC) + timedelta(hours=12), ())
+        with pytest.raises(psycopg.OperationalError, match="session ended: certificate expired"):
+            await client.execute("select 1")
 
 
 async def test_asyncpg_with_prepared_statements_copy_and_pipelines(door: Door) -> None:

@@ -239,9 +239,14 @@ class Postgres:
         statements = Statements()
 
         async def record(actions: Sequence[Action]) -> None:
+            entries = [entry for action in actions for entry in audited(action)]
+            if len(entries) == 1:  # as most statements are: a task of its own would cost more than the rest
+                ((kind, fields),) = entries
+                await session.record(kind, **fields)
+                return
             # All at once, in order: the log commits them together.
             async with asyncio.TaskGroup() as group:
-                for kind, fields in (entry for action in actions for entry in audited(action)):
+                for kind, fields in entries:
                     group.create_task(_record(session, kind, fields))
 
         conversation = Conversation(client, server, statements.receive, record, said)

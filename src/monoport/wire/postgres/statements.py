@@ -26,6 +26,7 @@ ENTRY = 200  # bytes that a remembered statement costs beside its text
 
 _LARGE = 0x3FFFFFFF  # the server's own limits of a message: PQ_LARGE_MESSAGE_LIMIT
 _SMALL = 10_000  # and PQ_SMALL_MESSAGE_LIMIT
+_COPY_DATA = 0x64  # "d"
 _HEAD = Struct("!cI")
 _U16 = Struct("!H")
 _U32 = Struct("!I")
@@ -142,6 +143,9 @@ class Statements:
                     self._collect(data[position : position + step])
                 self._left -= step
                 position += step
+            elif self._copying and not self._head and data[position] == _COPY_DATA and end - position >= 5:
+                position = self._skip_copy(data, position, end)
+                continue
             elif self._head or end - position < 5:
                 step = min(5 - len(self._head), end - position)
                 self._head += data[position : position + step]
@@ -156,6 +160,25 @@ class Statements:
             if not self._left:
                 self._finish(actions)
         return actions
+
+    def _skip_copy(self, data: bytes | memoryview, position: int, end: int) -> int:
+        """Go over the messages of COPY data that begin in `data`, and return where they end there.
+
+        Some clients send one for each row: nothing but their lengths is looked at.
+        """
+        length_at = _U32.unpack_from
+        begin = -1
+        while end - position >= 5 and data[position] == _COPY_DATA:
+            begin = position
+            size = length_at(data, position + 1)[0]
+            if not 4 <= size <= _LARGE:
+                raise ProtocolError(f"message {b'd'!r} of {size} bytes, limit {_LARGE}")
+            position += 1 + size
+        if position > end:
+            self._open(b"d", length_at(data, begin + 1)[0])
+            self._left = position - end
+            position = end
+        return position
 
     def _open(self, kind: bytes, size: int) -> None:
         limit, keep = _KINDS.get(kind, (0, 0))
