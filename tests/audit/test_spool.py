@@ -14,7 +14,7 @@ import pytest
 
 from monoport.audit.events import make
 from monoport.audit.log import SpoolLog
-from monoport.audit.ship import ship
+from monoport.audit.ship import GATHER, ship
 from monoport.audit.spool import Spool, SpoolError
 
 WRITER = """
@@ -214,6 +214,30 @@ async def test_events_are_shipped_in_order_as_they_come(spool, ids):
         await receiver.wait_for(600)
         shipping.cancel()
     assert receiver.seen == [event.id for event in events]
+
+
+async def test_events_of_busy_times_travel_together(spool, ids):
+    sent: list[int] = []
+    events = [make(ids, "test.ship", {"n": number}) for number in range(101)]
+    done = asyncio.Event()
+
+    async def send(batch):
+        sent.append(len(batch))
+
+    async def gather(seconds):
+        assert seconds == GATHER
+        if len(sent) > 1:
+            done.set()
+            return
+        for event in events[1:]:
+            await spool.append(event)
+
+    await spool.append(events[0])
+    async with asyncio.TaskGroup() as group:
+        shipping = group.create_task(ship(spool, send, gather=gather))
+        await asyncio.wait_for(done.wait(), 20)
+        shipping.cancel()
+    assert sent == [1, 100], "the first at once, what came in the pause behind it in one request"
 
 
 async def test_shipping_tries_again_with_growing_pauses_and_loses_nothing(spool, ids):

@@ -21,6 +21,7 @@ _log = structlog.get_logger()
 FIRST_DELAY: Final = 0.5  # seconds
 LAST_DELAY: Final = 30.0  # seconds: events may be late, never lost
 BATCH: Final = 256  # events sent at once
+GATHER: Final = 0.2  # seconds after a batch with room left: a request costs both ends as much as a hundred events
 
 
 async def ship(
@@ -29,6 +30,7 @@ async def ship(
     *,
     sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
     rand: Callable[[], float] = random.random,
+    gather: Callable[[float], Awaitable[object]] = asyncio.sleep,
 ) -> None:
     """Send what the spool holds, in order, until cancelled; the receiver may see an event twice and goes by its id.
 
@@ -36,6 +38,7 @@ async def ship(
         spool: where events wait.
         send: returns once the receiver keeps the events; raises Failure or OSError if it may not have them.
         sleep, rand: pausing and jitter, so that tests need neither time nor luck.
+        gather: pausing behind what was sent: busy times make few requests, an event of a quiet time goes at once.
     """
     failures = 0
     while True:
@@ -52,3 +55,5 @@ async def ship(
             await sleep(pause)
             continue
         failures = 0
+        if 0 < len(batch.events) < BATCH:
+            await gather(GATHER)
