@@ -335,3 +335,13 @@ async def test_a_user_who_is_gone_without_a_word_is_noticed_within_30_s(shop, bl
         assert not shop.serving.done()
         await clock.forward(20)
         assert shop.serving.done()
+
+
+async def test_the_proxy_itself_gives_no_files_to_anybody(shop):
+    async with shop.signed_in() as client:
+        with pytest.raises(asyncssh.ChannelOpenError):
+            await client.start_sftp_client()
+        for command in ("scp -f /etc/shadow", "scp -f ../../etc/shadow", "scp -t /tmp", "cat /etc/passwd"):
+            found = await client.run(command)
+            assert (found.exit_status, found.stdout) == (1, "")
+            assert "this is the proxy" in found.stderr

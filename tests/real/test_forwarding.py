@@ -13,6 +13,7 @@ import struct
 import subprocess
 import termios
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -226,3 +227,33 @@ def test_what_fails_in_the_background_is_said_before_the_prompt(alice: Person, l
         done = alice.tsh("ssh", *options, f"{login}@node", code=255)
     assert "Address already in use" in done.stderr
     assert "nowhere" in alice.tsh("ssh", "-f", "-N", f"{login}@nowhere", code=1).stderr
+
+
+def test_escapes_in_a_command_reach_no_terminal_of_an_administrator(
+    cluster: Cluster, alice: Person, login: str
+) -> None:
+    alice.tsh("ssh", f"{login}@node", "true '\x1b]0;owned\x07'; echo")
+    shown = wait_until(
+        lambda: (text := cluster.tctl("events", "ls", "--limit=1000").stdout) and "owned" in text and text,
+        10,
+        "the command in tctl events ls",
+    )
+    assert "\x1b" not in shown
+    assert "\x07" not in shown
+    assert all("\x1b" not in daemon.text() for daemon in cluster.daemons)
+
+
+@pytest.mark.soak
+def test_a_proxy_that_hangs_ends_the_session_within_30_s(cluster: Cluster, alice: Person, login: str) -> None:
+    terminal = Terminal(alice, "tsh", "ssh", f"{login}@node")
+    os.write(terminal.master, b"echo rea''dy\r")
+    terminal.wait_for(b"ready")
+    front = cluster.front.process
+    assert front is not None
+    front.send_signal(signal.SIGSTOP)
+    try:
+        began = time.monotonic()
+        assert terminal.end() == 255
+        assert time.monotonic() - began < 31
+    finally:
+        front.send_signal(signal.SIGCONT)

@@ -4,6 +4,8 @@ import os
 import stat
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from monoport.agents.node.files import MAX_HANDLES, PAGE, Server, serve
 from monoport.wire import sftp
@@ -227,3 +229,24 @@ def test_descriptors_in_pieces_and_together(tmp_path):
     assert kinds == [Reply.VERSION, *[Reply.ATTRS] * 3]
     os.close(theirs_in)
     os.close(ours_out)
+
+
+LOOKING = (
+    *(
+        Request[name]
+        for name in ("CLOSE", "READ", "LSTAT", "FSTAT", "OPENDIR", "READDIR", "REALPATH", "STAT", "READLINK")
+    ),
+    0,
+    99,
+    255,
+)
+
+
+@given(st.lists(st.tuples(st.sampled_from(LOOKING), st.binary(max_size=60)), max_size=8))
+def test_any_requests_are_answered_one_by_one(asked):
+    client = Client()
+    for number, (kind, fields) in enumerate(asked):
+        answer = Fields(client.server.answer(memoryview(bytes((kind,)) + number.to_bytes(4, "big") + fields)))
+        assert answer.u32() > 0
+        assert answer.byte() in set(Reply)
+        assert answer.u32() == number
