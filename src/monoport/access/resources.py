@@ -292,6 +292,8 @@ class DatabaseSpec(_Model):
     protocol: DnsLabel
     host_id: Name
     server_version: Annotated[str, Field(max_length=128, pattern=r"^[\x20-\x7e]*$")] = ""  # as the server itself says
+    state: Literal["unknown", "up", "down"] = "unknown"  # whether the server answered its agent's last question
+    problem: Annotated[str, Field(max_length=256, pattern=r"^[\x20-\x7e]*$")] = ""  # why it is down
 
 
 class Database(_Document):

@@ -132,6 +132,9 @@ def db_ls(beside: Beside, output: str) -> None:
         {
             "name": one.name,
             "protocol": one.spec.protocol,
+            "state": one.spec.state,
+            "problem": one.spec.problem,
+            "version": one.spec.server_version,
             "labels": one.metadata.labels,
             "host_id": one.spec.host_id,
             "description": one.metadata.description,
@@ -139,8 +142,13 @@ def db_ls(beside: Beside, output: str) -> None:
         for one in beside.ask(ask)
         if isinstance(one, Database)
     ]
-    columns = [Column("Database", "name", "bold"), Column("Protocol", "protocol"), Column("Labels", "labels")]
-    show(rows, [*columns, Column("Agent", "host_id")], output)
+    if output == "text":
+        rows = [
+            {**row, "state": f"{row['state']}: {row['problem']}" if row["problem"] else row["state"]} for row in rows
+        ]
+    columns = [Column("Database", "name", "bold"), Column("Protocol", "protocol"), Column("Version", "version")]
+    columns += [Column("State", "state"), Column("Labels", "labels"), Column("Agent", "host_id")]
+    show(rows, columns, output)
 
 
 @click.command()

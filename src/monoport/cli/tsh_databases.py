@@ -74,8 +74,12 @@ def db_ls(proxy: str | None, output: str) -> None:
     home = Home.of()
     profile = home.choose(proxy)
     rows = wait_noting(listing(home, profile), f"asking {profile.proxy}")
-    columns = (Column("Database", "name", "bold"), Column("Protocol", "protocol"), Column("Labels", "labels"))
-    show(rows, (*columns, Column("Logged in as", "login")), output)
+    if output == "text":
+        rows = [
+            {**row, "state": f"{row['state']}: {row['problem']}" if row["problem"] else row["state"]} for row in rows
+        ]
+    columns = (Column("Database", "name", "bold"), Column("Protocol", "protocol"), Column("State", "state"))
+    show(rows, (*columns, Column("Labels", "labels"), Column("Logged in as", "login")), output)
 
 
 @db.command("login")

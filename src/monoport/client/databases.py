@@ -43,9 +43,10 @@ class Login:
 
 
 async def databases(home: Home, profile: Profile) -> list[Database]:
-    """The databases that the user may see, each name once, in order."""
+    """The databases that the user may see, each name once, in order; of several agents one whose server answers."""
     async with auth_client(home, profile) as client:
-        found = {each.name: each for each in await client.list("db") if isinstance(each, Database)}
+        several = [each for each in await client.list("db") if isinstance(each, Database)]
+    found = {each.name: each for each in sorted(several, key=lambda each: each.spec.state == "up")}
     return [found[name] for name in sorted(found)]
 
 
@@ -126,6 +127,8 @@ async def listing(home: Home, profile: Profile) -> list[dict[str, Any]]:
         {
             "name": each.name,
             "protocol": each.spec.protocol,
+            "state": each.spec.state,
+            "problem": each.spec.problem,
             "labels": dict(each.metadata.labels),
             "login": describe(here[each.name]) if each.name in here else "",
         }

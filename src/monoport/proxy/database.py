@@ -330,7 +330,9 @@ class Databases:
         return True
 
     def _named(self, name: str) -> list[Database]:
-        return [one for one in self._directory.databases() if one.name == name]
+        """The agents' entries of that name; those whose server did not answer last."""
+        found = [one for one in self._directory.databases() if one.name == name]
+        return sorted(found, key=lambda one: one.spec.state == "down")
 
 
 def _refused(connection: Connection, code: str, reason: str, rule: str = "") -> None:

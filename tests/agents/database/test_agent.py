@@ -504,12 +504,16 @@ async def test_heartbeats_and_health(cluster: Cluster) -> None:
                 pauses.append(seconds)
                 if len(pauses) == 2:
                     raise Over
+                told = {one.name: one.spec for one in made.auth.beats}
+                assert (told["orders"].state, told["orders"].problem) == ("up", "")
+                assert told["down"].state == "down"
+                assert "cannot be reached" in told["down"].problem
                 made.auth.error = AuthError("unavailable", "away")
 
             made.agent._sleep = sleep
             with pytest.raises(Over):
                 await made.agent.run()
-            assert sorted(one.name for one in made.auth.beats) == ["down", "orders"]
+            assert {one.name for one in made.auth.beats} == {"down", "orders"}
             assert made.agent.health["orders"] == ""
             assert "cannot be reached" in made.agent.health["down"]
     assert all(12 <= pause <= 15 for pause in pauses)

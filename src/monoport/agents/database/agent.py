@@ -25,6 +25,7 @@ from monoport.access.resources import Database, DatabaseSpec, Lock, Metadata, Re
 from monoport.agents.database.certificates import Issuer, Signer
 from monoport.agents.database.engine import Engine, Session, Unreachable
 from monoport.audit.log import Log
+from monoport.audit.printable import printable
 from monoport.auth.authorities import TrustedCas
 from monoport.auth.client import AuthError
 from monoport.config import model
@@ -35,6 +36,7 @@ from monoport.tunnel.preface import Preface
 
 HEARTBEAT = 15.0  # seconds, up to a fifth less: the inventory forgets a database after 60
 STATEMENT = "db.query"  # the event of one statement, in every protocol
+PROBLEM = 256  # characters of what is wrong with a server, for listings
 PROBE = 10.0  # seconds that a probe of a real server may take
 
 _log = structlog.get_logger()
@@ -141,8 +143,13 @@ class Databases:
             _log.warning("database health", database=name, problem=problem or "none any more")
         self.health[name] = problem
         resource = self._resources[name]
-        if version and version != resource.spec.server_version:
-            spec = resource.spec.model_copy(update={"server_version": version})
+        # what listings may hold: printing ASCII, whatever a server's or library's words were
+        shown = printable(problem).encode("ascii", "backslashreplace").decode()[:PROBLEM]
+        found = {"state": "down" if problem else "up", "problem": shown}
+        if version:
+            found["server_version"] = version
+        spec = resource.spec.model_copy(update=found)
+        if spec != resource.spec:
             self._resources[name] = resource.model_copy(update={"spec": spec})
             await self._tell(name)
 
