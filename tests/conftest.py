@@ -31,6 +31,7 @@ PACKAGES = {
     "sshd": "openssh-server",
     "plink": "putty-tools",
     "psftp": "putty-tools",
+    "puttygen": "putty-tools",
     "rsync": "rsync",
     "git": "git",
     "psql": "postgresql-client",

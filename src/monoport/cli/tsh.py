@@ -170,11 +170,18 @@ def _chosen(home: Home, proxy: str | None, words: tuple[str, ...]) -> Profile:
 
 @tsh.command()
 @proxy_option
-def config(proxy: str | None) -> None:
+@click.option("--putty", is_flag=True, help="Write PuTTY's files instead: a session, your key, trust in the hosts.")
+def config(proxy: str | None, putty: bool) -> None:
     """Print the block of ~/.ssh/config by which plain ssh, scp and sftp reach your servers."""
     from monoport.client.sshconfig import ssh_config
 
     home = Home.of()
+    if putty:
+        from monoport.client import putty as client_putty
+
+        for line in client_putty.set_up(home, home.choose(proxy)):
+            click.echo(line)
+        return
     click.echo(ssh_config(home, home.choose(proxy)), nl=False)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from monoport.access.duration import parse_duration
 from monoport.auth.authorities import pin
 from monoport.auth.messages import MAX_TTL
-from monoport.client import databases, files, sshsetup
+from monoport.client import databases, files, putty, sshsetup
 from monoport.client.busy import Busy, quiet
 from monoport.client.login import Request, Warn, login
 from monoport.client.names import Address
@@ -71,6 +71,7 @@ async def sign_in(
             await databases.renew(home, profile, warn)
     except Failure as error:
         warn(f"your database logins were not renewed: {error}")
+    putty.renew(home, profile, environment)
     if wanted.ssh_setup:
         await _ssh_setup(home, profile, warn, environment)
     return profile
@@ -107,6 +108,7 @@ async def sign_out(home: Home, profile: Profile, warn: Warn, environment: Mappin
         await sshsetup.tear_down(home, profile, environment)
     except (Failure, OSError) as error:
         warn(f"what `tsh login` set up for plain ssh is still there: {error}")
+    putty.tear_down(home, profile, environment)
     home.forget(profile)
 
 
