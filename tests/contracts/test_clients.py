@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
 
 import pytest
@@ -16,9 +15,7 @@ RENEW = "run: make clients"
 @pytest.fixture(scope="module")
 def declared() -> list[clients.Client]:
     """What the tests of real programs declare."""
-    package = clients.__name__.rpartition(".")[0]
-    found = sorted((ROOT / "tests/real").glob("test_*.py"))
-    return clients.declared(importlib.import_module(f"{package}.{path.stem}") for path in found)
+    return clients.everyone()
 
 
 def test_the_page_lists_exactly_the_clients_that_are_run(declared: list[clients.Client]) -> None:
@@ -37,7 +34,18 @@ def test_every_row_says_which_version_sends_what() -> None:
 
 def test_a_row_is_read_as_it_was_written() -> None:
     client = clients.Client("a client", "ssh", "`a | b` and c", lambda: "1.2")
-    written = clients.page({client: ["`SSH-2.0-x`", "TLS without SNI and ALPN"]})
+    written = clients.page([clients.row(client, ["`SSH-2.0-x`", "TLS without SNI and ALPN"])])
     assert clients.rows(written) == [
         ("SSH nodes", "a client", "1.2", "`SSH-2.0-x`; TLS without SNI and ALPN", "`a | b` and c")
     ]
+
+
+def test_who_was_not_heard_keeps_a_row_and_who_is_not_declared_loses_it(declared: list[clients.Client]) -> None:
+    first, second = declared[:2]
+    gone = clients.Client("gone", "ssh", "`gone`", lambda: "1.0")
+    old = clients.page([clients.row(one, ["`old`"]) for one in (first, second, gone)])
+    found = clients.rows(clients.renewed(old, {first: ["`new`"]}))
+    assert {(row[1], row[4], row[3]) for row in found} == {
+        (first.name, first.how, "`new`"),
+        (second.name, second.how, "`old`"),
+    }

@@ -4,18 +4,21 @@ Belongs here: what a test declares of its client, listening to what the one port
 and the page. Does not belong here: the tests.
 
 A test declares the client that it runs with `@pytest.mark.client(Client(...))`. `make clients` runs these tests, takes
-versions from the programs and what they send from the daemons' own logs, and writes the page. An ordinary run of the
-tests writes nothing; tests/contracts/test_clients.py compares the page with the declarations.
+versions from the programs and what they send from the daemons' own logs, and writes the page; a client that this
+machine lacks keeps the row that it has. An ordinary run of the tests writes nothing; tests/contracts/test_clients.py
+compares the page with the declarations.
 """
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import json
 import re
 import subprocess
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 
 from ..conftest import find_program  # noqa: TID252 # tests are no package
@@ -141,21 +144,38 @@ def _opening(line: Mapping[str, str], inside: Iterable[str]) -> str:
     return text
 
 
-def page(heard: Mapping[Client, Sequence[str]]) -> str:
-    """The whole page.
+def row(client: Client, sent: Sequence[str]) -> tuple[str, ...]:
+    """Its row of the page, as `rows` reads it: section, name, version, what it was heard to send, how."""
+    return (SECTIONS[client.reaches][0], client.name, client.version(), "; ".join(sent), client.how)
 
-    Args: what each client was heard to send.
-    """
+
+def page(found: Iterable[tuple[str, ...]]) -> str:
+    """The whole page of these rows."""
+    ordered = sorted(found, key=lambda row: (row[1].lower(), row[4]))
     parts = [INTRODUCTION]
-    for key, (title, _) in SECTIONS.items():
-        rows = [
-            (client.name, client.version(), "; ".join(sent), client.how)
-            for client, sent in sorted(heard.items(), key=lambda item: (item[0].name.lower(), item[0].how))
-            if client.reaches == key
-        ]
-        if rows:
-            parts += [f"\n## {title}\n\n", _row(COLUMNS), _row(["---"] * len(COLUMNS)), *map(_row, rows)]
+    for title, _ in SECTIONS.values():
+        mine = [row[1:] for row in ordered if row[0] == title]
+        if mine:
+            parts += [f"\n## {title}\n\n", _row(COLUMNS), _row(["---"] * len(COLUMNS)), *map(_row, mine)]
     return "".join(parts)
+
+
+def renewed(text: str, heard: Mapping[Client, Sequence[str]]) -> str:
+    """The page with new rows for those who were heard; the rows of declared clients that were not stay as they are."""
+    new = [row(client, sent) for client, sent in heard.items()]
+    wanted = {(SECTIONS[one.reaches][0], one.name, one.how) for one in everyone()} - {_key(one) for one in new}
+    return page([*new, *(one for one in rows(text) if _key(one) in wanted)])
+
+
+def everyone() -> list[Client]:
+    """The clients that any test of this folder runs."""
+    package = __name__.rpartition(".")[0]
+    found = sorted(Path(__file__).parent.glob("test_*.py"))
+    return declared(importlib.import_module(f"{package}.{path.stem}") for path in found)
+
+
+def _key(row: tuple[str, ...]) -> tuple[str, ...]:
+    return (row[0], row[1], row[4])
 
 
 def _row(cells: Iterable[str]) -> str:
