@@ -45,7 +45,7 @@ async def test_reserved_names_never_lead_to_the_web(cluster: Cluster, sni: str, 
     assert cluster.refused() == "not_enabled"
 
 
-@pytest.mark.parametrize("alpn", ["teleport-mysql", "teleport-mongodb", "teleport-anything"])
+@pytest.mark.parametrize("alpn", ["teleport-mongodb", "teleport-anything"])
 async def test_reserved_protocols_that_are_not_enabled(cluster: Cluster, alpn: str) -> None:
     with pytest.raises(HandshakeError, match="no application protocol"):
         await cluster.tls(alpn, "http/1.1")

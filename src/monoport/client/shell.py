@@ -62,7 +62,7 @@ async def connect(
         keeper = Keeper(home, profile, login, wrapping.adopt, report)
         words = where | chosen
         escaped = {name: _escaped(value, protocol.shell.escaped) for name, value in words.items()}
-        command = [program, *(word.format(**escaped) for word in protocol.shell.arguments), *arguments]
+        command = [program, *_filled(protocol.shell.arguments, escaped), *arguments]
         extra = {key: value.format(**words) for key, value in protocol.shell.environment}
         async with asyncio.TaskGroup() as group:
             serving = [group.create_task(proxy.serve()), group.create_task(keeper.run())]
@@ -84,6 +84,12 @@ def _listening(
     return proxy, {"host": proxy.address.host, "port": str(proxy.address.port)}
 
 
+def _filled(arguments: Sequence[str], words: Mapping[str, str]) -> list[str]:
+    """The program's words; one whose value is empty is left out."""
+    empty = [f"{{{name}}}" for name, value in words.items() if not value]
+    return [word.format(**words) for word in arguments if not any(name in word for name in empty)]
+
+
 def _escaped(value: str, characters: str) -> str:
     return "".join("\\" + char if char in characters else char for char in value)
 
@@ -97,7 +103,9 @@ def _chosen(protocol: Description, user: str, database: str) -> dict[str, str]:
 
 
 def _program(protocol: Description, environment: Mapping[str, str]) -> str:
-    found = shutil.which(protocol.shell.program, path=environment.get("PATH"))
+    path = environment.get("PATH")
+    programs = (protocol.shell.program, *protocol.shell.others)
+    found = next((where for name in programs if (where := shutil.which(name, path=path))), None)
     if found is None:
         raise Failure(
             f"{protocol.shell.program} is not installed: {protocol.shell.install}"

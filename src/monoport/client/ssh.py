@@ -66,7 +66,7 @@ async def proxy_link(front: Front, paths: UserFiles, login: str) -> AsyncIterato
     """
     profile = front.profile
     profile.check()
-    options = client_options(profile, paths, login, profile.server_name)
+    options = _options(profile, paths, login)
     stream = await front.dial_ssh()
     peer = (profile.proxy.host, profile.proxy.port)
     try:
@@ -82,17 +82,12 @@ async def proxy_link(front: Front, paths: UserFiles, login: str) -> AsyncIterato
         raise Failure(error.reason) from None
 
 
-def client_options(profile: Profile, paths: UserFiles, login: str, host: str) -> Any:
-    """Of an SSH client that proves the user's certificate and verifies a host's for the name `host`.
-
-    Raises:
-        Failure: the login's files cannot be used.
-    """
+def _options(profile: Profile, paths: UserFiles, login: str) -> Any:
     try:
         pair = (str(paths.key), str(paths.ssh_certificate))
         trusted = [asyncssh.import_public_key(line) for line in profile.ssh_host_cas]
         return asyncssh.SSHClientConnectionOptions(
-            host=host,
+            host=profile.server_name,
             port=profile.proxy.port,
             username=login or profile.user,
             client_keys=[pair],

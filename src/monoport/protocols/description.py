@@ -13,13 +13,17 @@ from monoport.wire.front import Front
 
 @dataclass(frozen=True, slots=True)
 class Shell:
-    """How tsh opens a protocol's command-line client: words with {host}, {port}, {user}, {database} to fill in."""
+    """How tsh opens a protocol's command-line client: words with {host}, {port}, {user}, {database} to fill in.
+
+    A word for which there is nothing to fill in is left out.
+    """
 
     program: str
     arguments: tuple[str, ...]
     environment: tuple[tuple[str, str], ...] = ()
     install: str = ""  # what to tell a user who has not got it
     escaped: str = ""  # characters that take a backslash before them where a name is filled in
+    others: tuple[str, ...] = ()  # programs that take the same words, where the first is not installed
     socket: str = ""  # file name of a Unix socket in the folder that {host} then is, "" if the client knows none
 
     @property

@@ -170,8 +170,10 @@ class Databases:
                 case Send(data):
                     await connection.stream.write(data)
                     step = front.receive(b"")
-                case StartTls(reply, alpn):
-                    await connection.stream.write(reply)
+                case StartTls(reply, alpn, behind):
+                    if reply:
+                        await connection.stream.write(reply)
+                    connection.stream.unread(behind)
                     if (refused := await self._secure(connection, alpn)) is not None:
                         return refused
                     step = front.begin(Secured.CERTIFIED, known)

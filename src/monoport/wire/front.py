@@ -59,6 +59,7 @@ class StartTls:
 
     reply: bytes
     alpn: str | None = None  # the one ALPN name to select if the client offers it
+    behind: bytes = b""  # what came behind the request, where clients do not wait: TLS, and nothing else
 
 
 @dataclass(frozen=True, slots=True)

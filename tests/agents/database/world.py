@@ -196,10 +196,12 @@ def _fields(preface: Preface) -> dict[str, Any]:
     return {name: getattr(preface, name) for name in preface.__dataclass_fields__}
 
 
-def configured(name: str = "orders", port: int = 5432, host: str = "localhost", **tls: Any) -> Configured:
+def configured(
+    name: str = "orders", port: int = 5432, host: str = "localhost", *, protocol: str = "postgres", **tls: Any
+) -> Configured:
     """A database as an agent's configuration names it."""
     return Configured.model_validate(
-        {"name": name, "protocol": "postgres", "uri": f"{host}:{port}", "static_labels": {"env": "test"}, "tls": tls}
+        {"name": name, "protocol": protocol, "uri": f"{host}:{port}", "static_labels": {"env": "test"}, "tls": tls}
     )
 
 

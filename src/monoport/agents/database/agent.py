@@ -166,13 +166,10 @@ class Databases:
         permit, who = await self._authorised(asked)
         protocol = who["protocol"]
 
-        def deny(database: str, features: tuple[str, ...]) -> str:
+        def deny(database: str, features: tuple[str, ...]) -> Denied | None:
             action = protocols.login(protocol, asked.user, database, features)
             decision = self._decide(permit.identity, asked.target, action)
-            if isinstance(decision, Denied):
-                _log.warning("denied within a session", **who, wanted=database, beyond=features, rule=decision.rule)
-                return decision.reason
-            return ""
+            return decision if isinstance(decision, Denied) else None
 
         async def record(kind: str, **fields: Any) -> None:
             await self._audit.emit(kind, **who, **fields)

@@ -182,6 +182,8 @@ class Conversation(Generic[T]):
             except ValueError as error:
                 self.finish(Violation(str(error)))
                 return
+            if not data:
+                return
         self.tail = bytes(data[-TAIL:]) if len(data) >= TAIL else (self.tail + bytes(data))[-TAIL:]
         if not self._client.send(data):
             self._server.pause_reading()

@@ -8,12 +8,13 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from monoport.access.decide import Denied
 from monoport.agents.database.certificates import Issuer
 from monoport.config.model import Database
 from monoport.errors import Failure
 from monoport.net.stream import Stream
 
-Deny = Callable[[str, tuple[str, ...]], str]  # deny(database, features)
+Deny = Callable[[str, tuple[str, ...]], Denied | None]  # deny(database, features)
 Record = Callable[..., Awaitable[None]]  # record(type, **fields): returns when the event is durable
 
 
@@ -26,8 +27,8 @@ class Unreachable(Failure):
         self.hint = hint
 
 
-def _undecided(_database: str, _features: tuple[str, ...]) -> str:
-    return "not decided"
+def _undecided(_database: str, _features: tuple[str, ...]) -> Denied | None:
+    return Denied("access denied", "nobody decides here")
 
 
 @dataclass(slots=True)
@@ -42,8 +43,8 @@ class Session:
         record: takes audit events; the fields that every event has are filled in.
         features: what the session may be beyond an ordinary one; nothing that is not in here goes to the server.
         owner: user@cluster, whose session it is.
-        deny: why the session may not go on to another database, or do something beyond an ordinary session; "" if it
-            may. It counts what roles say now.
+        deny: why the session may not go on to another database, or do something beyond an ordinary session; None if
+            it may. It counts what roles say now.
     """
 
     connection: str

@@ -12,13 +12,13 @@ from typing import Any
 
 import structlog
 
-from monoport.agents.database.certificates import Issuer, Shown
+from monoport.agents.database.certificates import Issuer
+from monoport.agents.database.contexts import Contexts
 from monoport.agents.database.conversation import Conversation, Unrecorded, Violation, reason
 from monoport.agents.database.engine import Session, Unreachable
 from monoport.agents.database.postgres_audit import audited
 from monoport.audit import startup as parameters
 from monoport.auth.client import AuthError
-from monoport.auth.keys import load_chain
 from monoport.config.model import Database
 from monoport.errors import Failure, traced
 from monoport.net import sockets
@@ -92,7 +92,7 @@ class Postgres:
     def __init__(self, database: Database, issuer: Issuer) -> None:
         self._database = database
         self._issuer = issuer
-        self._contexts: dict[str, tuple[Shown | None, tuple[str, ...], ssl.SSLContext]] = {}  # by database user
+        self._contexts = Contexts(database, issuer, [ALPN])
 
     async def serve(self, session: Session, client: Stream) -> None:
         """Run one session to its end; whatever fails is told to the client as an ErrorResponse."""
@@ -143,7 +143,7 @@ class Postgres:
 
     async def probe(self) -> str:
         """Return if the real server answers SSLRequest with TLS that verifies. Raises Unreachable."""
-        context = self._context("", None)
+        context = self._contexts.context("", None)
         async with await self._secure(await self._dial(), context):
             return ""  # its version is told after the login
 
@@ -155,7 +155,7 @@ class Postgres:
         shown = await self._issuer.client_certificate(
             session.user, certificate=session.certificate, name=self._database.name, database=session.database
         )
-        context = self._context(session.user, shown)
+        context = self._contexts.context(session.user, shown)
         async with await self._secure(await self._dial(), context) as stream:
             yield stream
 
@@ -184,36 +184,6 @@ class Postgres:
         except BaseException:
             raw.abort()
             raise
-
-    def _context(self, user: str, shown: Shown | None) -> ssl.SSLContext:
-        """The TLS context for one database user, made anew when certificate or CAs have changed."""
-        authorities = self._authorities()
-        kept = self._contexts.get(user)
-        if kept is not None and kept[0] is shown and kept[1] == authorities:
-            return kept[2]
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        context.minimum_version = ssl.TLSVersion.TLSv1_2
-        context.set_alpn_protocols([ALPN])
-        mode = self._database.tls.mode
-        context.check_hostname = mode == "verify-full"
-        context.verify_mode = ssl.CERT_NONE if mode == "insecure" else ssl.CERT_REQUIRED
-        if authorities:
-            context.load_verify_locations(cadata="\n".join(authorities))
-        if shown is not None:
-            load_chain(context, shown.certificate, shown.key)
-            if len(self._contexts) >= 1024:  # as many users as certificates are kept for
-                self._contexts.pop(next(iter(self._contexts)))
-            self._contexts[user] = (shown, authorities, context)
-        return context
-
-    def _authorities(self) -> tuple[str, ...]:
-        file = self._database.tls.ca_cert_file
-        if file is None:
-            return self._issuer.authorities
-        try:
-            return (file.read_text(encoding="ascii"),)
-        except (OSError, ValueError) as error:
-            raise self._unreachable("cannot be verified: its CA file cannot be read", str(error)) from error
 
     def _unreachable(self, what: str, detail: str = "", hint: str = "") -> Unreachable:
         return Unreachable(f'database "{self._database.name}" {what}', f"{what}: {detail}" if detail else what, hint)

@@ -5,7 +5,7 @@ Belongs here: the meaning of what `wire.postgres.statements` read. Keeping the e
 
 from typing import Any, assert_never
 
-from monoport.agents.database.trail import Entry, entries
+from monoport.agents.database.trail import Entry, shown
 from monoport.wire.postgres.statements import (
     Action,
     Call,
@@ -13,7 +13,6 @@ from monoport.wire.postgres.statements import (
     Prepare,
     Query,
     Run,
-    Statement,
     Terminate,
 )
 
@@ -22,19 +21,17 @@ def audited(action: Action) -> list[Entry]:
     """Return the audit events, type and fields, for what a client does."""
     match action:
         case Query(statement):
-            return _shown("db.query", statement, {})
+            return shown("db.query", statement, {})
         case Prepare(name, statement):
-            return _shown("db.prepare", statement, {"prepared": name})
+            return shown("db.prepare", statement, {"prepared": name})
         case Run(candidates, name, portal, parameters):
             fields: dict[str, Any] = {"prepared": name, "portal": portal, "parameters": parameters}
             if not candidates:
                 return [("db.query", {"statement": None, **fields})]
             if len(candidates) > 1:
                 fields["candidates"] = len(candidates)
-            others = (
-                entry for one in candidates[1:] for entry in _shown("db.query.candidate", one, {"prepared": name})
-            )
-            return [*_shown("db.query", candidates[0], fields), *others]
+            others = (entry for one in candidates[1:] for entry in shown("db.query.candidate", one, {"prepared": name}))
+            return [*shown("db.query", candidates[0], fields), *others]
         case Call(function):
             return [("db.query", {"statement": None, "function": function})]
         case CopyIn():
@@ -43,9 +40,3 @@ def audited(action: Action) -> list[Entry]:
             return []
         case _:
             assert_never(action)
-
-
-def _shown(kind: str, statement: Statement, fields: dict[str, Any]) -> list[Entry]:
-    if statement.sha256:
-        fields = {**fields, "length": statement.length, "sha256": statement.sha256, "omitted": statement.omitted}
-    return entries(kind, statement.text, fields, statement.end)

@@ -5,7 +5,10 @@ long beginning.
 """
 
 import json
+from collections.abc import Mapping
 from typing import Any
+
+from monoport.wire.statement import Statement
 
 Entry = tuple[str, dict[str, Any]]  # type and fields of one event
 
@@ -29,6 +32,13 @@ def entries(kind: str, text: str, fields: dict[str, Any], end: str = "") -> list
     more = [(f"{kind}.more", {"statement": piece, "part": n}) for n, piece in enumerate(pieces[1:], 2)]
     ends = [(f"{kind}.end", {"statement": piece, "part": n}) for n, piece in enumerate(last, len(pieces) + 1)]
     return [first, *more, *ends]
+
+
+def shown(kind: str, statement: Statement, fields: Mapping[str, Any]) -> list[Entry]:
+    """Return the events of one statement, with what says of a very long one which it was."""
+    if statement.sha256:
+        fields = {**fields, "length": statement.length, "sha256": statement.sha256, "omitted": statement.omitted}
+    return entries(kind, statement.text, dict(fields), statement.end)
 
 
 def _pieces(text: str) -> list[str]:

@@ -15,9 +15,9 @@ from struct import Struct
 from typing import TypeAlias
 
 from monoport.wire.postgres.messages import MAX_NAME, ProtocolError
+from monoport.wire.statement import MAX_END, MAX_STATEMENT, Statement
+from monoport.wire.statement import text as _text
 
-MAX_STATEMENT = 1 << 20  # bytes of a statement's beginning that are kept
-MAX_END = 1 << 16  # bytes of its end that are kept as well; what lies between is only counted and hashed
 MAX_HEADER = 1 << 18  # bytes of a Bind kept to reach its parameter count: two names and 65,535 format codes
 MAX_KEPT = 4 << 20  # bytes of prepared statements remembered per session; older ones are then known by name only
 MAX_NAMES = 65_536  # prepared statements in one group of messages
@@ -30,24 +30,6 @@ _COPY_DATA = 0x64  # "d"
 _HEAD = Struct("!cI")
 _U16 = Struct("!H")
 _U32 = Struct("!I")
-
-
-@dataclass(frozen=True, slots=True)
-class Statement:
-    """A statement's text; one of more than MAX_STATEMENT bytes by its beginning, its end, and the hash of the whole.
-
-    `length` is that of the whole in bytes; the last `length` - MAX_STATEMENT of them, at most MAX_END, are in `end`.
-    """
-
-    text: str
-    length: int
-    end: str = ""
-    sha256: str = ""  # hex, of the whole; "" where `text` is the whole
-
-    @property
-    def omitted(self) -> int:
-        """Bytes between `text` and `end` that are in neither."""
-        return max(0, self.length - MAX_STATEMENT - MAX_END)
 
 
 @dataclass(frozen=True, slots=True)
@@ -413,7 +395,3 @@ def _cost(statements: tuple[Statement, ...]) -> int:
 
 def _name(raw: bytes | bytearray) -> str:
     return _text(raw[:MAX_NAME])  # where the server cuts it
-
-
-def _text(raw: bytes | bytearray) -> str:
-    return raw.decode(errors="backslashreplace")  # the client's encoding may be another; nothing may be lost

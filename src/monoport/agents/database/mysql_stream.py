@@ -1,0 +1,90 @@
+"""A client's stream behind MySQL's compression: what is read and sent here is plain, what travels is compressed.
+
+Belongs here: the pump between the two. The packets' form lives in `wire/mysql/compression`.
+"""
+
+from monoport.net.stream import Data, Stream
+from monoport.wire.mysql.compression import Inflater, deflated
+from monoport.wire.mysql.packets import ProtocolError
+
+
+class CompressedStream(Stream):
+    """MySQL's compression over `raw`, which it owns, towards a client."""
+
+    __slots__ = ("_eof", "_inflater", "_number", "_paused", "_raw")
+
+    def __init__(self, raw: Stream) -> None:
+        super().__init__(raw.loop)
+        self._raw = raw
+        self._inflater = Inflater()
+        self._number = 0  # of the next packet that we send
+        self._paused = False
+        self._eof = False
+        raw.start(self)
+
+    # the stream underneath
+
+    def data_received(self, data: bytes | memoryview) -> None:
+        """Compressed bytes came."""
+        self._inflater.add(data)
+        self._deliver()
+
+    def eof_received(self) -> None:
+        """The client has sent everything."""
+        self._eof = True
+        self._deliver()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """The client is gone."""
+        self._finish(error)
+
+    def resume_writing(self) -> None:
+        """The client takes more."""
+        self._room_again()
+
+    def _deliver(self) -> None:
+        try:
+            while not self._paused and not self.lost:
+                content = self._inflater.next()
+                if not content:
+                    if self._eof:
+                        self._eof = False
+                        self._receiver.eof_received()
+                    return
+                self._number = self._inflater.number + 1
+                self._receiver.data_received(content)
+        except ProtocolError as error:
+            self.abort(ConnectionError(str(error)))
+
+    # what a transport provides
+
+    def send(self, data: Data) -> bool:
+        """Compress and send, or queue."""
+        if not data:
+            return True
+        packets, self._number = deflated(memoryview(data), self._number)
+        return self._raw.send(packets)
+
+    def send_eof(self) -> None:
+        """End our direction."""
+        self._raw.send_eof()
+
+    def pause_reading(self) -> None:
+        """Deliver nothing, and let the client feel it."""
+        self._paused = True
+        self._raw.pause_reading()
+
+    def resume_reading(self) -> None:
+        """Deliver again: first what has come already."""
+        if self._paused:
+            self._paused = False
+            self._raw.resume_reading()
+            self.loop.call_soon(self._deliver)
+
+    def close(self) -> None:
+        """Flush, then close."""
+        self._raw.close()
+
+    def abort(self, error: Exception | None = None) -> None:
+        """Reset at once."""
+        self._raw.abort(error)
