@@ -197,8 +197,19 @@ def proxy() -> None:
 @proxy_option
 @click.option("--user", "login", metavar="LOGIN", default="", help="The login on the server: %r of ssh.")
 @click.option("--cluster", metavar="NAME", default="", help="The cluster that the server is in.")
+@click.option("--listen", "listen_on", metavar="ADDR:PORT", help="Serve a local port instead, until Ctrl-C.")
+@click.option("--tunnel", is_flag=True, help="Present your certificate there: clients of the port need none.")
+@click.option("--share-identity", is_flag=True, help="Let --tunnel listen beyond loopback: who connects is you.")
 @click.argument("target", required=False, metavar="HOST[:PORT]")
-def proxy_ssh(proxy: str | None, login: str, cluster: str, target: str | None) -> None:
+def proxy_ssh(
+    proxy: str | None,
+    login: str,
+    cluster: str,
+    listen_on: str | None,
+    tunnel: bool,
+    share_identity: bool,
+    target: str | None,
+) -> None:
     """For OpenSSH's ProxyCommand: ssh -o "ProxyCommand tsh proxy ssh --user=%r %h:%p" alice@node.example.com."""
     from monoport.client import ssh as client_ssh
     from monoport.errors import Failure
@@ -209,6 +220,14 @@ def proxy_ssh(proxy: str | None, login: str, cluster: str, target: str | None) -
     wanted = client_ssh.Target.parse(target, login)
     profile = home.choose(proxy, wanted.host)
     client_ssh.own_cluster(profile, cluster)
+    if listen_on is not None:
+        from monoport.client import sshlocal
+
+        local = sshlocal.Local(wanted, listen_on, tunnel, share_identity)
+        wait(sshlocal.serve(home, proxy, local, announce=click.echo, report=warn))
+        return
+    if tunnel or share_identity:
+        raise click.UsageError("--tunnel and --share-identity go with --listen")
     wait(client_ssh.proxy_ssh(_front(profile), home.keys(profile), wanted))
 
 

@@ -66,7 +66,7 @@ async def proxy_link(front: Front, paths: UserFiles, login: str) -> AsyncIterato
     """
     profile = front.profile
     profile.check()
-    options = _options(profile, paths, login)
+    options = client_options(profile, paths, login, profile.server_name)
     stream = await front.dial_ssh()
     peer = (profile.proxy.host, profile.proxy.port)
     try:
@@ -82,12 +82,17 @@ async def proxy_link(front: Front, paths: UserFiles, login: str) -> AsyncIterato
         raise Failure(error.reason) from None
 
 
-def _options(profile: Profile, paths: UserFiles, login: str) -> Any:
+def client_options(profile: Profile, paths: UserFiles, login: str, host: str) -> Any:
+    """Of an SSH client that proves the user's certificate and verifies a host's for the name `host`.
+
+    Raises:
+        Failure: the login's files cannot be used.
+    """
     try:
         pair = (str(paths.key), str(paths.ssh_certificate))
         trusted = [asyncssh.import_public_key(line) for line in profile.ssh_host_cas]
         return asyncssh.SSHClientConnectionOptions(
-            host=profile.server_name,
+            host=host,
             port=profile.proxy.port,
             username=login or profile.user,
             client_keys=[pair],
