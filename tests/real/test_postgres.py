@@ -78,6 +78,20 @@ def test_a_session_has_a_connection_of_its_own_that_the_agent_dialled_back(clust
     assert not any(user.startswith("alice@") for user in users), "it is the agent's, by its certificate"
 
 
+def test_tsh_proxy_all_opens_every_database_in_one_process(dba: Person) -> None:
+    dba.tsh("db", "login", "pg", "--db-user=alice", "--db-name=app")
+    with subprocess.Popen(
+        [BIN / "tsh", "proxy", "all"], env=dba.env() | {"PYTHONUNBUFFERED": "1"}, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        line = next(line for line in process.stdout if line.startswith("pg "))
+        port = int(line.split("127.0.0.1:")[1].split()[0])
+        with psycopg.connect(f"host=127.0.0.1 port={port} user=alice dbname=app sslmode=disable") as connection:
+            assert connection.execute("select current_user").fetchone() == ("alice",)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(10) == 0
+
+
 def test_cancel_through_the_local_proxy_really_cancels(tunnel: int) -> None:
     with psycopg.connect(f"host=127.0.0.1 port={tunnel} user=alice dbname=app sslmode=disable") as connection:
         timer = threading.Timer(0.5, connection.cancel_safe)

@@ -232,6 +232,7 @@ def proxy_ssh(
 
 
 proxy.add_command(tsh_databases.proxy_db)
+proxy.add_command(tsh_databases.proxy_all)
 tsh.add_command(tsh_databases.db)
 tsh.add_command(tsh_recordings.recordings)
 tsh.add_command(tsh_recordings.play)

@@ -15,7 +15,12 @@ from monoport.client.profile import Home
 
 @click.command("db", short_help="A local port that leads to a database.")
 @proxy_option
-@click.option("-p", "--port", type=click.IntRange(0, 65_535), help="A port of 127.0.0.1; any free one if not given.")
+@click.option(
+    "-p",
+    "--port",
+    type=click.IntRange(0, 65_535),
+    help="A port of 127.0.0.1, 0 for any free one; one made of the database's name if not given.",
+)
 @click.option("--listen", "listen_on", metavar="ADDR:PORT", help="Listen there instead.")
 @click.option(
     "--unix",
@@ -48,13 +53,29 @@ def proxy_db(
     home = Home.of()
     wanted = Forward(
         Wanted(name, db_user, db_name),
-        listen_on or f"127.0.0.1:{port or 0}",
+        listen_on or ("" if port is None else f"127.0.0.1:{port}"),
         tunnel,
         share_identity,
         unix,
         port or 0,
     )
     wait(forward(home, home.choose(proxy), wanted, announce=click.echo, report=warn))
+
+
+@click.command("all", short_help="A local port for each of your databases.")
+@proxy_option
+def proxy_all(proxy: str | None) -> None:
+    """A local port for every database that you may use, until Ctrl-C.
+
+    Clients connect without TLS and without a password, and act as you. Each database has the same port every time.
+    """
+    from monoport.cli.live import shown
+    from monoport.client.everything import everything
+
+    home = Home.of()
+    profile = home.choose(proxy)
+    with shown(f"databases of {profile.cluster}, as {profile.user}") as show:
+        wait(everything(home, profile, show))
 
 
 @click.group(cls=Group)

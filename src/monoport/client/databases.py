@@ -228,6 +228,12 @@ def protocol_of(destination: Destination) -> Description:
     return found
 
 
+def title_of(database: Database) -> str:
+    """The name of a database's protocol for people; as the cluster says it, if this tsh does not know it."""
+    found = named(database.spec.protocol)
+    return found.title if found is not None else database.spec.protocol
+
+
 def identity(home: Home, profile: Profile) -> Identity:
     """Who the login says the user is; raises Failure if its files are gone."""
     try:

@@ -14,17 +14,14 @@ from socket import socket
 from monoport.client import databases, files
 from monoport.client.foreground import until_stopped
 from monoport.client.front import Front
-from monoport.client.listening import address_of, is_loopback, listen, listen_unix
-from monoport.client.localproxy import LocalProxy, Wrapping
+from monoport.client.listening import address_of, is_loopback, listen, listen_unix, stable_port
+from monoport.client.localproxy import LocalProxy, Wrapping, refusing
 from monoport.client.names import Address
 from monoport.client.profile import Home, Profile
 from monoport.client.renewal import Keeper
 from monoport.client.ways import filled, words
 from monoport.errors import Failure
 from monoport.protocols.description import Description, Form
-from monoport.wire.front import Why
-
-ANY_PORT = "127.0.0.1:0"
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,14 +30,15 @@ class Forward:
 
     Args:
         database: which one, and whom to be there.
-        listen: `ADDR:PORT`. unix: a Unix socket instead: its folder where clients are told a folder and a port, else
-            its path. port: in the socket's name, 0 for the protocol's own.
+        listen: `ADDR:PORT`; "" for 127.0.0.1 and the port made of the database's name, or one near it.
+        unix: a Unix socket instead: its folder where clients are told a folder and a port, else its path.
+        port: in the socket's name, 0 for the protocol's own.
         tunnel: the certificate is ours, clients need none; always so on a Unix socket, where clients speak no TLS.
         share_identity: with `tunnel`, listen beyond loopback.
     """
 
     database: databases.Wanted
-    listen: str = ANY_PORT
+    listen: str = ""
     tunnel: bool = False
     share_identity: bool = False
     unix: Path | None = None
@@ -78,7 +76,7 @@ async def forward(
     Raises:
         Failure: unknown, refused, it cannot listen there, or the user has logged out.
     """
-    end = None if wanted.unix is not None else _on_port(wanted)
+    end = None if wanted.unix is not None else _on_port(profile, wanted)
     with tempfile.TemporaryDirectory(prefix="tsh-db-") as folder:
         try:
             login = await databases.current(home, profile, Path(folder), wanted.database)
@@ -92,7 +90,7 @@ async def forward(
             raise
         try:
             keeper = Keeper(home, profile, login, wrapping.adopt, report)
-            proxy = LocalProxy(wrapping, end.sockets, report, _refusing(protocol) if wanted.lends else None)
+            proxy = LocalProxy(wrapping, end.sockets, report, refusing(protocol) if wanted.lends else None)
             if wanted.lends:
                 proxy.check = keeper.check
             for line in _lines(home, profile, wanted, login, end):
@@ -114,9 +112,13 @@ async def _until_stopped(proxy: LocalProxy, keeper: Keeper) -> None:
         raise failed.exceptions[0] from None
 
 
-def _on_port(wanted: Forward) -> _End:
-    address = Address.parse(wanted.listen, None, "address to listen on", least_port=0)
-    sockets = listen(address, lends_identity=wanted.lends, share_identity=wanted.share_identity)
+def _on_port(profile: Profile, wanted: Forward) -> _End:
+    if wanted.listen:
+        address = Address.parse(wanted.listen, None, "address to listen on", least_port=0)
+        sockets = listen(address, lends_identity=wanted.lends, share_identity=wanted.share_identity)
+    else:
+        address = Address("127.0.0.1", stable_port(profile.cluster, wanted.database.name))
+        sockets = listen(address, lends_identity=wanted.lends, or_next=True)
     bound = address_of(sockets)
     # A name that every proxy's certificate carries, for clients that verify it here.
     host = "localhost" if is_loopback(bound.host) and not wanted.lends else bound.host
@@ -133,10 +135,6 @@ def _on_socket(wanted: Forward, protocol: Description) -> _End:
     files.make_folder(path)
     path /= protocol.shell.socket.format(port=port)
     return _End(listen_unix(path), str(path), str(path.parent), port, path)
-
-
-def _refusing(protocol: Description) -> Callable[[str], bytes]:
-    return lambda reason: protocol.front().refuse(Why.OFFLINE, reason)
 
 
 def _lines(home: Home, profile: Profile, wanted: Forward, login: databases.Login, end: _End) -> list[str]:

@@ -3,6 +3,7 @@
 Belongs here: opening them, and who may connect. Does not belong here: what becomes of a connection (localproxy.py).
 """
 
+import hashlib
 import ipaddress
 import socket
 import stat
@@ -12,16 +13,27 @@ from pathlib import Path
 from monoport.client.names import Address
 from monoport.errors import Failure
 
+PORTS = range(20_000, 30_000)  # for ports made of names: below those that Linux gives to outgoing connections
+TRIES = 32  # ports tried in turn where another program has the first
 BACKLOG = 128  # connections that wait to be accepted; a pool of clients opens a few dozen at once
 
 
-def listen(address: Address, *, lends_identity: bool, share_identity: bool = False) -> list[socket.socket]:
+def stable_port(cluster: str, name: str) -> int:
+    """The port that a resource has on every machine and every day, so that saved connections go on working."""
+    digest = hashlib.sha256(f"{cluster}/{name}".encode()).digest()
+    return PORTS[int.from_bytes(digest[:4], "big") % len(PORTS)]
+
+
+def listen(
+    address: Address, *, lends_identity: bool, share_identity: bool = False, or_next: bool = False
+) -> list[socket.socket]:
     """Sockets that listen at the address, port 0 for any free one.
 
     Args:
         address: host and port.
         lends_identity: whether whoever connects acts as the user (`--tunnel`).
         share_identity: the user said that others may.
+        or_next: where another program has the port, one of the next ones will do.
 
     Raises:
         Failure: in use, not ours, or wider than loopback while it lends the user's identity.
@@ -31,6 +43,16 @@ def listen(address: Address, *, lends_identity: bool, share_identity: bool = Fal
             f"{address.host} is not a loopback address: with --tunnel everyone who can connect there would act as you; "
             "--share-identity says that you want that"
         )
+    last = address.port + TRIES if or_next else address.port
+    while address.port < last:
+        try:
+            return _listen(address)
+        except Failure:
+            address = Address(address.host, address.port + 1)
+    return _listen(address)
+
+
+def _listen(address: Address) -> list[socket.socket]:
     family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
     host = "127.0.0.1" if address.host == "localhost" else address.host
     listening = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)

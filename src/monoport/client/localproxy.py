@@ -19,6 +19,8 @@ from monoport.errors import Failure
 from monoport.net.relay import relay
 from monoport.net.sockets import SocketStream
 from monoport.net.stream import linger
+from monoport.protocols.description import Description
+from monoport.wire.front import Why
 
 MAX_CONNECTIONS = 512  # at once: below the usual limit of 1024 descriptors, of which each takes two
 
@@ -67,6 +69,11 @@ class Wrapping:
         return tuple(found)
 
 
+def refusing(protocol: Description) -> Callable[[str], bytes]:
+    """How a client of this protocol is told why it cannot be joined."""
+    return lambda reason: protocol.front().refuse(Why.OFFLINE, reason)
+
+
 @dataclass(slots=True)
 class LocalProxy:
     """Listens, and joins every connection with one to the proxy.
@@ -80,6 +87,7 @@ class LocalProxy:
     report: Callable[[str], None]
     refuse: Callable[[str], bytes] | None = None
     check: Callable[[], None] = lambda: None
+    joined: int = 0  # connections that run now
     _slots: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(MAX_CONNECTIONS))
 
     @property
@@ -116,8 +124,12 @@ class LocalProxy:
                         linger(local)
                         await local.wait_closed()
                     return
-                async with remote:
-                    await relay(local, remote)
+                self.joined += 1
+                try:
+                    async with remote:
+                        await relay(local, remote)
+                finally:
+                    self.joined -= 1
         except ConnectionError:
             return  # one end broke off; the relay has passed it on to the other
         finally:
