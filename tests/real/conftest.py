@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import getpass
 import os
 import pwd
 import signal
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +17,8 @@ import pytest
 from . import clients
 from .cluster import BIN, Cluster, Person, free_port, wait_until
 from .postgres import PostgresServer
+
+OURS = "made by the tests of monoport"  # her comment in the accounts: nobody else's alice is ever removed
 
 POSTGRES = """
 create role alice login; create role reader login; create role mallory login;
@@ -32,14 +36,25 @@ def login() -> Iterator[str]:
     if os.geteuid() != 0:
         yield getpass.getuser()
         return
-    try:
-        pwd.getpwnam("alice")
-    except KeyError:
-        subprocess.run(["useradd", "--create-home", "--shell", "/bin/bash", "alice"], check=True, capture_output=True)
+    # Several sessions may run on one machine: whoever makes or removes her does so alone, and nobody removes her while
+    # another session, which holds the lock as a reader, still uses her.
+    with open(Path(tempfile.gettempdir()) / "monoport-tests-alice.lock", "a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not _exists("alice"):
+            made = ["useradd", "--create-home", "--shell", "/bin/bash", "--comment", OURS, "alice"]
+            subprocess.run(made, check=True, capture_output=True)
+        fcntl.flock(lock, fcntl.LOCK_SH)
         yield "alice"
-        subprocess.run(["userdel", "--remove", "alice"], check=False, capture_output=True)
-    else:
-        yield "alice"
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return
+        if _exists("alice") and pwd.getpwnam("alice").pw_gecos == OURS:
+            subprocess.run(["userdel", "--force", "--remove", "alice"], check=True, capture_output=True)
+
+
+def _exists(name: str) -> bool:
+    return any(one.pw_name == name for one in pwd.getpwall())
 
 
 @pytest.fixture(scope="session")
