@@ -13,6 +13,7 @@ import pytest
 from monoport.client.databases import Wanted, find, logins, logout
 from monoport.client.foreground import run
 from monoport.client.forward import Forward, forward
+from monoport.client.front import Credentials
 from monoport.client.profile import Home
 from monoport.client.shell import connect
 from monoport.errors import Failure
@@ -224,3 +225,46 @@ async def test_signals_for_us_reach_the_program() -> None:
         assert await run(command, os.environ) == 42
     os.close(reading)
     os.close(writing)
+
+
+async def test_a_certificate_alone_says_which_database_and_protocol(home: Home, cas: Cas) -> None:
+    async with Database(upper).running(server_context(cas, alpn=ALPN)) as port:
+        profile = signed_in(home, cas, port)
+        path = database_login(home, cas, profile, "orders", db_user="alice", database="shop")
+        credentials = Credentials(path, home.keys(profile).key)
+        listening: asyncio.Queue[str] = asyncio.Queue()
+        wanted = Forward(Wanted(""), "127.0.0.1:0", tunnel=True, credentials=credentials)
+        async with asyncio.timeout(30), asyncio.TaskGroup() as group:
+            group.create_task(forward(home, profile, wanted, announce=listening.put_nowait, report=pytest.fail))
+            said = await listening.get()
+            assert "PostgreSQL database orders of example.com" in said
+            reader, writer = await asyncio.open_connection("127.0.0.1", int(said.split("127.0.0.1:")[1].split(" ")[0]))
+            writer.write(b"a")
+            assert await reader.readexactly(1) == b"A"
+            writer.close()
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "says"),
+    [
+        (Wanted("stock"), "is for alice in shop of database orders"),
+        (Wanted("orders", "reader"), "is for alice in shop of database orders"),
+    ],
+)
+async def test_a_certificate_for_another_database_or_user_is_refused(
+    home: Home, cas: Cas, wanted: Wanted, says: str
+) -> None:
+    profile = signed_in(home, cas, 1)
+    path = database_login(home, cas, profile, "orders", db_user="alice", database="shop")
+    asked = Forward(wanted, "127.0.0.1:0", credentials=Credentials(path, home.keys(profile).key))
+    with pytest.raises(Failure, match=says):
+        await forward(home, profile, asked, announce=pytest.fail, report=pytest.fail)
+
+
+async def test_a_file_without_a_database_certificate_is_named(home: Home, cas: Cas) -> None:
+    profile = signed_in(home, cas, 1)
+    own = home.keys(profile).certificate
+    asked = Forward(Wanted(""), "127.0.0.1:0", credentials=Credentials(own, own))
+    with pytest.raises(Failure, match=r"holds no certificate for a database of example\.com"):
+        await forward(home, profile, asked, announce=pytest.fail, report=pytest.fail)

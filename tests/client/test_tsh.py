@@ -34,7 +34,7 @@ def test_help_lists_what_is_there_and_nothing_else(home: Home) -> None:
         "config", "db", "login", "logout", "ls", "play", "proxy", "recordings", "scp", "ssh", "status",
     ]  # fmt: skip
     assert commands(tsh(home, "db", "--help").stdout) == ["config", "connect", "env", "login", "logout", "ls"]
-    assert commands(tsh(home, "proxy", "--help").stdout) == ["db", "ssh"]
+    assert commands(tsh(home, "proxy", "--help").stdout) == ["all", "db", "ssh"]
 
 
 WITHOUT_LOGIN = [

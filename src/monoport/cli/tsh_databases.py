@@ -32,7 +32,18 @@ from monoport.client.profile import Home
 @click.option("--share-identity", is_flag=True, help="Let --tunnel listen beyond loopback: who connects is you.")
 @click.option("--db-user", metavar="USER", default="", help="The database user to connect as.")
 @click.option("--db-name", metavar="DATABASE", default="", help="The database inside it.")
-@click.argument("name")
+@click.option(
+    "--cert",
+    "certificate",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="A PEM file whose certificate says which database, user and protocol; no NAME is needed then.",
+)
+@click.option(
+    "--key",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Its private key, if that is not in the same file.",
+)
+@click.argument("name", default="")
 def proxy_db(
     proxy: str | None,
     port: int | None,
@@ -42,14 +53,19 @@ def proxy_db(
     share_identity: bool,
     db_user: str,
     db_name: str,
+    certificate: Path | None,
+    key: Path | None,
     name: str,
 ) -> None:
     """A local port that leads to a database, until Ctrl-C. Prints how to connect to it."""
     from monoport.client.databases import Wanted
     from monoport.client.forward import Forward, forward
+    from monoport.client.front import Credentials
 
     if listen_on is not None and (port is not None or unix is not None):
         raise click.UsageError("--listen and -p or --unix exclude each other")
+    if not name and certificate is None:
+        raise click.UsageError("Missing argument 'NAME', or --cert")
     home = Home.of()
     wanted = Forward(
         Wanted(name, db_user, db_name),
@@ -58,6 +74,7 @@ def proxy_db(
         share_identity,
         unix,
         port or 0,
+        Credentials(certificate, key or certificate) if certificate is not None else None,
     )
     wait(forward(home, home.choose(proxy), wanted, announce=click.echo, report=warn))
 

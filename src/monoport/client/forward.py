@@ -7,13 +7,13 @@ certificate (renewal.py), how a connection is written down (ways.py, and the pro
 import asyncio
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from socket import socket
 
 from monoport.client import databases, files
 from monoport.client.foreground import until_stopped
-from monoport.client.front import Front
+from monoport.client.front import Credentials, Front
 from monoport.client.listening import address_of, is_loopback, listen, listen_unix, stable_port
 from monoport.client.localproxy import LocalProxy, Wrapping, refusing
 from monoport.client.names import Address
@@ -35,6 +35,8 @@ class Forward:
         port: in the socket's name, 0 for the protocol's own.
         tunnel: the certificate is ours, clients need none; always so on a Unix socket, where clients speak no TLS.
         share_identity: with `tunnel`, listen beyond loopback.
+        credentials: files whose certificate says database, user and protocol, in place of a login of this tsh; whoever
+            made them renews them.
     """
 
     database: databases.Wanted
@@ -43,6 +45,7 @@ class Forward:
     share_identity: bool = False
     unix: Path | None = None
     port: int = 0
+    credentials: Credentials | None = None
 
     @property
     def lends(self) -> bool:
@@ -76,10 +79,13 @@ async def forward(
     Raises:
         Failure: unknown, refused, it cannot listen there, or the user has logged out.
     """
+    given = _given(profile, wanted)
+    if given is not None:
+        wanted = replace(wanted, database=databases.Wanted(given.destination.name))
     end = None if wanted.unix is not None else _on_port(profile, wanted)
     with tempfile.TemporaryDirectory(prefix="tsh-db-") as folder:
         try:
-            login = await databases.current(home, profile, Path(folder), wanted.database)
+            login = given or await databases.current(home, profile, Path(folder), wanted.database)
             protocol = databases.protocol_of(login.destination)
             wrapping = Wrapping(Front(profile), protocol.alpn[0], login.credentials if wanted.lends else None)
             wrapping.context()
@@ -95,16 +101,32 @@ async def forward(
                 proxy.check = keeper.check
             for line in _lines(home, profile, wanted, login, end):
                 announce(line)
-            await _until_stopped(proxy, keeper)
+            await _until_stopped(proxy, None if given is not None else keeper)
         finally:
             if end.path is not None:
                 files.remove(end.path)
 
 
-async def _until_stopped(proxy: LocalProxy, keeper: Keeper) -> None:
+def _given(profile: Profile, wanted: Forward) -> databases.Login | None:
+    """The login in the files that were named; raises Failure if they hold none for what is wanted."""
+    if wanted.credentials is None:
+        return None
+    found = databases.read_login(profile, wanted.credentials)
+    path = wanted.credentials.certificate
+    if found is None:
+        raise Failure(f"{path} holds no certificate for a database of {profile.cluster}")
+    asked = replace(wanted.database, name=wanted.database.name or found.destination.name)
+    if not asked.met_by(found):
+        raise Failure(f"{path} is for {databases.describe(found.destination)} of database {found.destination.name}")
+    return found
+
+
+async def _until_stopped(proxy: LocalProxy, keeper: Keeper | None) -> None:
     try:
         async with asyncio.TaskGroup() as group:
-            serving = [group.create_task(proxy.serve()), group.create_task(keeper.run())]
+            serving = [group.create_task(proxy.serve())]
+            if keeper is not None:
+                serving.append(group.create_task(keeper.run()))
             await until_stopped()
             for each in serving:
                 each.cancel()
