@@ -232,7 +232,8 @@ def main() -> int:
     text = aligned(table(results))
     print(text)
     if not asked.no_write:
-        PAGE.write_text(f"{HEAD}\n{text}\n\nMedians of {asked.rounds} rounds in one run on {facts()}.\n")
+        size = f"Medians of {asked.rounds} rounds of {asked.scale:g} of the amounts"
+        PAGE.write_text(f"{HEAD}\n{text}\n\n{size} in one run on {facts()}.\n")
     return 0
 
 

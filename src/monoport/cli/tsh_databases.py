@@ -168,7 +168,7 @@ def db_connect(proxy: str | None, db_user: str, db_name: str, name: str, argumen
     return wait(connect(home, home.choose(proxy), Wanted(name, db_user, db_name), arguments, report=warn, busy=noting))
 
 
-@db.command("env")
+@db.command("env", short_help="Print variables by which programs find a database.")
 @proxy_option
 @click.option(
     "--format",
