@@ -243,7 +243,7 @@ The last table of `bench/databases.py`, which `make bench` runs too: PostgreSQL 
 proxy, proxy, tunnel, agent with the audit log on, TLS to the server) beside two HAProxy hops with TLS between them and
 plaintext to the server. Processor time of all processes of a chain, without client and server. {CLIENTS} clients of
 pgbench; COPY in rows of {ROW} bytes. Where the time goes is in
-[decisions/0008-database-chain.md](decisions/0008-database-chain.md).
+[decisions/0009-database-chain.md](decisions/0009-database-chain.md).
 """
 
 

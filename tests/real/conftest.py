@@ -36,20 +36,23 @@ def login() -> Iterator[str]:
     if os.geteuid() != 0:
         yield getpass.getuser()
         return
-    # Several sessions may run on one machine: whoever makes or removes her does so alone, and nobody removes her while
-    # another session, which holds the lock as a reader, still uses her.
-    with open(Path(tempfile.gettempdir()) / "monoport-tests-alice.lock", "a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    # Several sessions may run on one machine. Whoever makes or removes her holds `making` for that moment; whoever uses
+    # her holds `using` as a reader, and only the last of those removes her.
+    locks = Path(tempfile.gettempdir())
+    with open(locks / "monoport-tests-making", "a") as making, open(locks / "monoport-tests-using", "a") as using:
+        fcntl.flock(making, fcntl.LOCK_EX)
         if not _exists("alice"):
             made = ["useradd", "--create-home", "--shell", "/bin/bash", "--comment", OURS, "alice"]
             subprocess.run(made, check=True, capture_output=True)
-        fcntl.flock(lock, fcntl.LOCK_SH)
+        fcntl.flock(using, fcntl.LOCK_SH)
+        fcntl.flock(making, fcntl.LOCK_UN)
         yield "alice"
+        fcntl.flock(making, fcntl.LOCK_EX)
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(using, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return
-        if _exists("alice") and pwd.getpwnam("alice").pw_gecos == OURS:
+        if pwd.getpwnam("alice").pw_gecos == OURS:
             subprocess.run(["userdel", "--force", "--remove", "alice"], check=True, capture_output=True)
 
 
