@@ -37,10 +37,12 @@ bench: .venv/installed
 soak: .venv/installed
 	$(BIN)/pytest -m soak -n 0 --timeout=0
 
-# What the tests start: from Debian, which alone needs root, and drivers of other languages from npm and Maven Central.
+# What the tests start: from Debian, which alone needs root, and drivers of other languages from npm and Maven Central,
+# and a MongoDB server built from its Go module.
 packages:
 	@scripts/packages --install
 	@scripts/clients
+	@scripts/ferretdb
 
 .venv/installed: requirements/dev.txt pyproject.toml scripts/environment
 	@scripts/environment "$(PYTHON)"

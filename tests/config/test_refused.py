@@ -113,10 +113,6 @@ def refusal(text: str, name: str = "monoport.yaml") -> str:
             '5:33: authentication second_factor "otp" is not available in this version yet',
         ),
         (
-            DATABASES + "  - {name: a, protocol: mongodb, uri: h}\n",
-            '6:15: protocol "mongodb" is not available in this version yet',
-        ),
-        (
             PROXY + "ssh_service: {enabled: yes, listen_addr: '::'}\n",
             "5:29: listen_addr is not available in this version yet",
         ),
@@ -235,7 +231,10 @@ def refusal(text: str, name: str = "monoport.yaml") -> str:
             DATABASES + "  - {name: a, protocol: postgers, uri: h}\n",
             '6:25: db_service.databases[0].protocol: "postgers" is not a protocol; did you mean "postgres"?',
         ),
-        (DATABASES + "  - {name: a, protocol: 5, uri: h}\n", "5 is not a protocol; expected one of mysql, postgres"),
+        (
+            DATABASES + "  - {name: a, protocol: 5, uri: h}\n",
+            "5 is not a protocol; expected one of mongodb, mysql, postgres",
+        ),
         (
             DATABASES + "  - {name: a, protocol: postgres}\n",
             "6:5: uri is missing; expected it in db_service.databases[0]",

@@ -98,7 +98,7 @@ def test_its_front_survives_openings_with_errors_in_them(data: st.DataObject, se
 @pytest.mark.parametrize("octet", [b"\0", b"\1", b"\xff"])
 def test_its_front_does_not_listen_for_ever(protocol: Description, secured: Secured, octet: bytes) -> None:
     steps = opened(protocol, secured, (octet * 1024 for _ in range(FAR_TOO_MUCH // 1024)))
-    assert isinstance(steps[-1], Closed)
+    assert isinstance(steps[-1], Closed | StartTls)  # which then listens no longer than a handshake may take
 
 
 @pytest.mark.parametrize("secured", Secured)

@@ -319,8 +319,6 @@ def _protocol(value: Any) -> str:
     known = sorted(protocols.TABLE)
     if isinstance(value, str) and (found := protocols.named(value)) is not None:
         return found.name
-    if value in ("mongodb", "mongo"):
-        values.refuse_later(f'protocol "{value}"')
     if not isinstance(value, str):
         raise problem(f"{show(value)} is not a protocol; expected one of {', '.join(known)}")
     raise problem(f"{show(value)} is not a protocol; {values.did_you_mean(value, known)}")

@@ -34,10 +34,11 @@ from monoport.routing.outcome import Answer, Ask, Refusal, Route, Show, Tls, Tru
 from monoport.routing.table import Table
 from monoport.tunnel.dial import DENIED, DialError
 from monoport.tunnel.preface import Kind, Preface
-from monoport.wire.front import Cancel, Closed, Front, Known, Login, Secured, Send, StartTls, Why
+from monoport.wire.front import Cancel, Closed, Explaining, Front, Known, Login, Secured, Send, StartTls, Why
 
 OPENING = 10.0  # seconds from the handler's start to the login, in-protocol TLS included
 CANCEL = 10.0  # seconds that a cancel may take through the tunnel and to the real server
+EXPLAINING = 3.0  # seconds that a client is kept which shows only how its requests fail: two slow round trips
 OPENING_READ = 4096  # bytes of one read before the login
 
 _log = structlog.get_logger()
@@ -353,8 +354,27 @@ async def _tell(connection: Connection, front: Front, why: Why, reason: str) -> 
     """Send the client why it is refused, and which connection that was, in its protocol's words; let it read them."""
     if not connection.stream.lost:
         connection.stream.send(front.refuse(why, traced(reason, connection.id)))
+        if isinstance(front, Explaining):
+            await _explain(connection.stream, front)
         linger(connection.stream)
         await connection.stream.wait_closed()
+
+
+async def _explain(stream: Stream, front: Explaining) -> None:
+    """Go on with a refused client until it knows why, for as long as a driver takes for its first request."""
+    try:
+        async with asyncio.timeout(EXPLAINING):
+            while data := await stream.read(OPENING_READ):
+                step = front.explain(data)
+                while isinstance(step, Send):
+                    await stream.write(step.data)
+                    step = front.explain(b"")
+                if step is not None:
+                    return
+    except TimeoutError:
+        return  # a monitor's connection, which has nothing to ask
+    except ConnectionError as error:
+        _log.debug("client left before it knew why it is refused", reason=str(error))
 
 
 async def _routed(stream: Stream, table: Table, said: str) -> Route | Refusal | None:

@@ -7,7 +7,7 @@ reads its opening lives in `wire/<protocol>`; what the proxy does about a step l
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Protocol, TypeAlias
+from typing import Protocol, TypeAlias, runtime_checkable
 
 
 class Secured(StrEnum):
@@ -104,3 +104,11 @@ class Front(Protocol):
 
     def refuse(self, why: Why, reason: str) -> bytes:
         """Return the protocol's own words for a refusal, to be followed by a close."""
+
+
+@runtime_checkable
+class Explaining(Front, Protocol):
+    """A front of a protocol whose clients show only how their own requests fail: what `refuse` says is not enough."""
+
+    def explain(self, data: bytes) -> Step | None:
+        """Take the bytes of a client that was refused and return the next step: Send, Closed at the end, or None."""

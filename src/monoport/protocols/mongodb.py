@@ -1,0 +1,36 @@
+"""MongoDB: values only."""
+
+from functools import partial
+from urllib.parse import quote
+
+from monoport.protocols.description import Description, Form, Shell, Ways
+from monoport.routing.rows import DatabaseRule
+from monoport.wire.mongodb.front import MongoFront
+
+_PERCENT = partial(quote, safe="")
+# Drivers take a connection string for a list of servers to look for others by, unless it says that this is the one.
+_LENT = "mongodb://{address}/{database}?directConnection=true"
+_SOCKET = "mongodb://{host}/{database}?directConnection=true"
+_OWN = f"{_LENT}&tls=true&tlsCAFile={{cas}}&tlsCertificateKeyFile={{bundle}}"
+
+PROTOCOL = Description(
+    routing=DatabaseRule(name="mongodb", alpn=("teleport-mongodb",), by_name=True),
+    title="MongoDB",
+    default_port=27017,
+    front=MongoFront,
+    engine="monoport.agents.database.mongodb",
+    shell=Shell(
+        program="mongosh",
+        arguments=("mongodb://{host}:{port}/{database}?directConnection=true",),
+        install="npm install --global mongosh",
+    ),
+    ways=Ways(
+        lent=(Form("mongosh", _LENT, _PERCENT, "mongosh"), Form("URI", _LENT, _PERCENT)),
+        socket=(Form("mongosh", _SOCKET, _PERCENT, "mongosh"), Form("URI", _SOCKET, _PERCENT)),
+        own=(Form("mongosh", _OWN, _PERCENT, "mongosh"), Form("URI", _OWN, _PERCENT)),
+    ),
+    needs_database=False,
+    passwords=True,
+    listen_key="mongo_listen_addr",
+    aliases=("mongo",),
+)
