@@ -2,7 +2,8 @@
 
 monoport's chain: local proxy (`tsh proxy db --tunnel`), proxy, tunnel, agent with its audit log, TLS to the server.
 HAProxy's: one hop that puts plaintext into TLS with a client certificate, one that ends it, plaintext to the server.
-What is compared is the processor time of all processes of a chain for the same load, from /proc.
+What is compared is the processor time of all processes of a chain for the same load, from /proc. Then how long a client
+waits for a connection, one after the other: by dial-back, by channel of the tunnel, and through HAProxy.
 
     databases.py [--rounds N] [--scale F] [--work NAME,...]
 """
@@ -10,15 +11,19 @@ What is compared is the processor time of all processes of a chain for the same 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import signal
 import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import psycopg
 
 import pki
 import rivals
@@ -31,6 +36,8 @@ CLIENTS = 16  # of pgbench, on two threads
 TRANSACTIONS = 500  # of each client in a round
 GB = 1_000_000_000
 ROW = 1000  # bytes of a row of COPY
+WAITS = 300  # connections, one after the other
+START_SECONDS = 60.0
 # HAProxy speaks no PostgreSQL: its second hop reaches the server in plaintext, which is let in for this alone.
 PLAIN = HBA + "hostnossl all all 127.0.0.1/32 trust\n"
 
@@ -139,16 +146,23 @@ def monoport(cluster: Cluster) -> Chain:
         [cluster.tool("tsh"), *login],
         input=cluster.password + "\n", text=True, env=person, check=True, stdout=subprocess.DEVNULL,
     )  # fmt: skip
-    words = [cluster.tool("tsh"), "proxy", "db", "--tunnel", "-p", str(chain.port), "pg"]
-    near = subprocess.Popen(words, env=person, stdout=subprocess.PIPE)
-    assert near.stdout is not None
-    near.stdout.readline()
-    chain.processes.append(near)
+    chain.processes.append(local_proxy(cluster, chain.port, "pg"))
     return chain
 
 
-def run(works: list[str], rounds: int, scale: float) -> dict[str, dict[str, list[float]]]:
-    """Every figure of every round: results[work][chain]."""
+def local_proxy(cluster: Cluster, port: int, name: str) -> subprocess.Popen[bytes]:
+    """`tsh proxy db --tunnel`, once it listens."""
+    words = [cluster.tool("tsh"), "proxy", "db", "--tunnel", "-p", str(port), name]
+    near = subprocess.Popen(words, env=environment(cluster, ""), stdout=subprocess.PIPE)
+    assert near.stdout is not None
+    near.stdout.readline()
+    return near
+
+
+def run(
+    works: list[str], rounds: int, scale: float
+) -> tuple[dict[str, dict[str, list[float]]], dict[str, list[float]]]:
+    """Every figure of every round, results[work][chain], and the waits of each chain."""
     results: dict[str, dict[str, list[float]]] = {work: {} for work in works}
     files = pki.make(BUILD / "pki")
     with tempfile.TemporaryDirectory(prefix="bench-") as temporary:
@@ -189,6 +203,8 @@ def run(works: list[str], rounds: int, scale: float) -> dict[str, dict[str, list
                         value = WORKS[work][1](chain, scale)
                         results[work].setdefault(chain.name, []).append(value)
                         print(f"  {work:10} {chain.name:9} {value:9.3f}", file=sys.stderr)
+            chains.append(channels(cluster, server.port))
+            found = {chain.name: waits(chain, max(int(WAITS * scale), 20)) for chain in chains}
         finally:
             for chain in chains:
                 for one in chain.processes:
@@ -196,7 +212,7 @@ def run(works: list[str], rounds: int, scale: float) -> dict[str, dict[str, list
                         one.send_signal(signal.SIGTERM)
                         one.wait(15)
             cluster.stop()
-    return results
+    return results, found
 
 
 def table(results: dict[str, dict[str, list[float]]]) -> list[list[str]]:
@@ -208,6 +224,61 @@ def table(results: dict[str, dict[str, list[float]]]) -> list[list[str]]:
         ratio = statistics.median(one / other for one, other in zip(ours, theirs, strict=True))
         cells = [form.format(statistics.median(one)) for one in (ours, theirs)]
         rows.append([title, *cells, f"{ratio:.2f}", f"{aim:.2f}"])
+    return rows
+
+
+CHANNELS = """\
+version: v3
+teleport:
+  nodename: channels
+  data_dir: {root}/channels
+  proxy_server: localhost:{port}
+  ca_pin: {pin}
+  join_params: {{method: token, token_name: {token}}}
+  dial_back: no
+db_service:
+  enabled: yes
+  databases:
+    - {{name: pg-channels, protocol: postgres, uri: "localhost:{server}"}}
+"""
+
+
+def channels(cluster: Cluster, server: int) -> Chain:
+    """Another agent, which does not dial back, for the same server."""
+    token = json.loads(cluster.tctl("tokens", "add", "--type=db", "--format=json"))["token"]
+    config, log = cluster.root / "channels.yaml", cluster.root / "channels.log"
+    config.write_text(
+        CHANNELS.format(root=cluster.root, port=cluster.port, pin=cluster.pin, token=token, server=server)
+    )
+    config.chmod(0o600)
+    with log.open("wb") as file:
+        agent = subprocess.Popen([cluster.tool("monoport"), "start", "-c", str(config)], stdout=file, stderr=file)
+    deadline = time.monotonic() + START_SECONDS
+    while '"pg-channels"' not in cluster.tctl("db", "ls", "--format=json"):
+        if time.monotonic() > deadline:
+            raise SystemExit(f"bench: the second agent is not there: {log.read_text()[-500:]}")
+    chain = Chain("channels", rivals.free_ports(1), [agent])
+    chain.processes.append(local_proxy(cluster, chain.port, "pg-channels"))
+    return chain
+
+
+def waits(chain: Chain, count: int) -> list[float]:
+    """Milliseconds until a client of a new connection may ask its first question, in ascending order."""
+    found = []
+    psycopg.connect(chain.words()).close()  # the first may fetch certificates; it is not what is measured
+    for _ in range(count):
+        began = time.perf_counter()
+        with psycopg.connect(chain.words()):
+            found.append((time.perf_counter() - began) * 1000)
+    return sorted(found)
+
+
+def waited(results: dict[str, list[float]]) -> list[list[str]]:
+    """Header and rows of what `waits` has measured."""
+    titles = {"monoport": "monoport, dial-back", "channels": "monoport, channel", "haproxy": "two HAProxy hops"}
+    rows = [["connection set-up after the first", "p50", "p99"]]
+    for name, values in results.items():
+        rows.append([titles[name], *(f"{values[int(len(values) * part)]:.1f} ms" for part in (0.5, 0.99))])
     return rows
 
 
@@ -228,8 +299,8 @@ def main() -> int:
     asked = parser.parse_args()
     if "haproxy" in rivals.missing():
         raise SystemExit("bench: no haproxy: apt-get install haproxy")
-    results = run([work for work in WORKS if work in asked.work.split(",")], asked.rounds, asked.scale)
-    text = aligned(table(results))
+    results, found = run([work for work in WORKS if work in asked.work.split(",")], asked.rounds, asked.scale)
+    text = f"{aligned(table(results))}\n\n{aligned(waited(found))}"
     print(text)
     if not asked.no_write:
         size = f"Medians of {asked.rounds} rounds of {asked.scale:g} of the amounts"

@@ -114,6 +114,11 @@ class Teleport(Section):
         default=(), description="pin of the cluster's CA, as `tctl status` prints it; checked on joining"
     )
     join_params: JoinParams = Field(default_factory=JoinParams, description="how this host joins")
+    dial_back: values.Switch = Field(
+        default=True,
+        description="agents open a connection of its own for each database session when the proxy asks for it; "
+        "otherwise, and where that fails, sessions share the tunnel's",
+    )
     log: Log = Field(default_factory=Log, description="the daemon's log")
     audit: Audit = Field(default_factory=Audit, description="what happens where the audit log cannot be written")
     storage: Storage = Field(default_factory=Storage, description="where the auth service keeps its state")

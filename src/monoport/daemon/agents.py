@@ -154,5 +154,5 @@ def _agent(config: Config, member: Member, handler: Handler, connect: Connect | 
         lambda: member.cache.cas,
         handler,
         connect=connect,
-        dial_back=back(proxy, lambda: host.credentials) if connect is None else None,
+        dial_back=back(proxy, lambda: host.credentials) if connect is None and config.teleport.dial_back else None,
     )
