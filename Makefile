@@ -6,7 +6,7 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 BIN := .venv/bin
 WORKERS ?= 2
 
-.PHONY: demo test lint types house tests clients bench soak packages clean
+.PHONY: demo test lint types house tests clients bench bench-ssh soak packages clean
 
 demo: .venv/installed
 	@$(BIN)/monoport demo $(if $(DIR),--dir $(DIR)) $(if $(PORT),--port $(PORT))
@@ -33,6 +33,10 @@ clients: .venv/installed
 bench: .venv/installed
 	$(BIN)/python bench/run.py
 	$(BIN)/python bench/databases.py
+	$(BIN)/python bench/ssh.py
+
+bench-ssh: .venv/installed
+	$(BIN)/python bench/ssh.py
 
 soak: .venv/installed
 	$(BIN)/pytest -m soak -n 0 --timeout=0
