@@ -5,8 +5,10 @@ import asyncio
 import pytest
 from argon2 import PasswordHasher
 
-from monoport.auth.passwords import AT_ONCE, MAX_FAILURES, MAX_WAITING, Passwords
+from monoport.auth.passwords import AT_ONCE, MAX_FAILURES, MAX_WAITING, PREFIX, Passwords
 from monoport.auth.refusals import Invalid, LoginLocked, TooBusy, WrongPassword
+from monoport.auth.storage.memory import MemoryStorage
+from monoport.auth.storage.sqlite import SqliteStorage
 
 
 def fast() -> PasswordHasher:
@@ -15,7 +17,7 @@ def fast() -> PasswordHasher:
 
 @pytest.fixture
 def passwords(clock):
-    return Passwords(clock, fast())
+    return Passwords(clock, MemoryStorage(clock), fast())
 
 
 async def test_the_right_password_is_right_and_another_is_wrong(passwords):
@@ -76,7 +78,7 @@ async def test_success_clears_the_count_and_forgiving_lifts_the_lock(passwords):
     for _ in range(MAX_FAILURES):
         with pytest.raises(WrongPassword):
             await passwords.check("alice", "wrong", stored)
-    passwords.forgive("alice")
+    await passwords.forgive("alice")
     assert await passwords.check("alice", "correct horse", stored) is None
 
 
@@ -111,7 +113,7 @@ async def test_only_a_few_verifications_run_at_once_and_only_so_many_wait(clock)
         def verify(self, hash: str, password: str) -> bool:  # type: ignore[override]
             return gate.verify(hash, password)
 
-    passwords = Passwords(clock, Counting(time_cost=1, memory_cost=8, parallelism=1))
+    passwords = Passwords(clock, MemoryStorage(clock), Counting(time_cost=1, memory_cost=8, parallelism=1))
     stored = await passwords.hash("correct horse")
     tries = [passwords.check(f"user{number}", "correct horse", stored) for number in range(MAX_WAITING + 30)]
     results = await asyncio.gather(*tries, return_exceptions=True)
@@ -157,9 +159,84 @@ async def test_an_overlong_guess_is_one_ordinary_failure(passwords):
 
 
 async def test_raised_parameters_bring_a_new_hash(clock):
-    stored = await Passwords(clock, fast()).hash("correct horse")
-    stronger = Passwords(clock, PasswordHasher(time_cost=2, memory_cost=8, parallelism=1))
+    stored = await Passwords(clock, MemoryStorage(clock), fast()).hash("correct horse")
+    stronger = Passwords(clock, MemoryStorage(clock), PasswordHasher(time_cost=2, memory_cost=8, parallelism=1))
     new = await stronger.check("alice", "correct horse", stored)
     assert new is not None
     assert "t=2" in new
     assert await stronger.check("alice", "correct horse", new) is None
+
+
+async def wrong(passwords: Passwords, name: str, times: int, stored: str | None = None) -> None:
+    for _ in range(times):
+        with pytest.raises(WrongPassword):
+            await passwords.check(name, "wrong", stored)
+
+
+@pytest.mark.parametrize("known", [True, False])
+async def test_a_restart_keeps_the_lock_and_the_count(clock, tmp_path, known):
+    store = await SqliteStorage.open(tmp_path / "auth.db", clock)
+    before = Passwords(clock, store, fast())
+    stored = await before.hash("correct horse") if known else None
+    await wrong(before, "locked", MAX_FAILURES, stored)
+    await wrong(before, "counted", MAX_FAILURES - 1, stored)
+    await store.close()
+    store = await SqliteStorage.open(tmp_path / "auth.db", clock)
+    after = Passwords(clock, store, fast())
+    with pytest.raises(LoginLocked, match="10 minutes"):
+        await after.check("locked", "correct horse", stored)
+    assert after.verifications == 0, "a locked name costs no verification after a restart either"
+    await wrong(after, "counted", 1, stored)
+    with pytest.raises(LoginLocked):
+        await after.check("counted", "correct horse", stored)
+    await after.forgive("counted")
+    clock.advance(minutes=10, seconds=1)
+    assert await store.range(PREFIX) == [], "it goes by itself"
+    await store.close()
+    store = await SqliteStorage.open(tmp_path / "auth.db", clock)
+    await wrong(Passwords(clock, store, fast()), "locked", 1, stored)
+    await store.close()
+
+
+async def test_a_failure_of_any_name_is_one_write_and_success_leaves_nothing(clock):
+    class Counting(MemoryStorage):
+        def __init__(self, now):
+            super().__init__(now)
+            self.calls: list[str] = []
+
+        async def put(self, key, value, expires=None):
+            self.calls.append("put")
+            return await super().put(key, value, expires)
+
+        async def delete(self, key, revision=None):
+            self.calls.append("delete")
+            return await super().delete(key, revision)
+
+    store = Counting(clock)
+    passwords = Passwords(clock, store, fast())
+    stored = await passwords.hash("correct horse")
+    for name, hashed in (("alice", stored), ("nobody", None), ("no/name\0\udc80" + "x" * 5000, None)):
+        store.calls.clear()
+        await wrong(passwords, name, 2, hashed)
+        assert store.calls == ["put", "put"]
+    assert not any("alice" in item.key or b"alice" in item.value for item in await store.range("/"))
+    store.calls.clear()
+    await passwords.check("alice", "correct horse", stored)
+    await passwords.check("alice", "correct horse", stored)
+    assert store.calls == ["delete"], "who has not failed costs no write"
+
+
+async def test_what_strangers_try_fills_the_storage_no_more_than_the_memory(clock, monkeypatch):
+    monkeypatch.setattr("monoport.auth.passwords.MAX_TRACKED", 3)
+    store = MemoryStorage(clock)
+    passwords = Passwords(clock, store, fast())
+    for number in range(10):
+        await wrong(passwords, f"stranger{number}", 1)
+    assert len(await store.range(PREFIX)) == 3
+
+
+async def test_failures_long_apart_do_not_add_up(passwords, clock):
+    for _ in range(MAX_FAILURES):
+        await wrong(passwords, "alice", 1)
+        clock.advance(minutes=10, seconds=1)
+    await wrong(passwords, "alice", 1)

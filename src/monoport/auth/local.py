@@ -108,7 +108,7 @@ class LocalAuth:
             tokens = Tokens(store, now)
             parts = Parts(
                 cluster=cluster,
-                users=Users(store, Passwords(now, hasher)),
+                users=Users(store, Passwords(now, store, hasher)),
                 tokens=tokens,
                 resources=resources,
                 inventory=Inventory(resources, records, ownership, now),

@@ -93,13 +93,13 @@ class Users:
             await self._storage.delete(PREFIX + name)
         except NotFoundError:
             raise NotFound(f'no user "{name}"') from None
-        self._passwords.forgive(name)
+        await self._passwords.forgive(name)
 
     async def reset(self, name: str, password: str) -> None:
         """Sets a new password and lifts the lock after failures; raises NotFound."""
         await self.get(name)
         await self._store_password(name, await self._passwords.hash(password))
-        self._passwords.forgive(name)
+        await self._passwords.forgive(name)
 
     async def authenticate(self, name: str, password: str) -> User:
         """The user whose password it is.
