@@ -211,8 +211,11 @@ def proxy_ssh(
     target: str | None,
 ) -> None:
     """For OpenSSH's ProxyCommand: ssh -o "ProxyCommand tsh proxy ssh --user=%r %h:%p" alice@node.example.com."""
-    from monoport.client import ssh as client_ssh
-    from monoport.errors import Failure
+    from monoport.cli.startup import importing
+
+    with importing():
+        from monoport.client import ssh as client_ssh
+        from monoport.errors import Failure
 
     if target is None:
         raise Failure(client_ssh.FORM)

@@ -19,7 +19,7 @@ from monoport.client.stdio import StdioStream
 from monoport.errors import Failure
 from monoport.net.relay import relay
 from monoport.tunnel.channel import ChannelSession, ChannelStream
-from monoport.tunnel.link import AGENT_LOGIN, ALIVE, MISSED, PACKET, WINDOW, ClientLink, algorithms, calling
+from monoport.tunnel.link import AGENT_LOGIN, ALIVE, MISSED, TUNNEL_PACKET, WINDOW, ClientLink, algorithms, calling
 
 FORM = (
     "tsh proxy ssh --user=LOGIN [--cluster=NAME] HOST[:PORT], "
@@ -121,7 +121,9 @@ async def open_node(link: ClientLink, target: Target) -> ChannelStream:
     try:
         async with asyncio.timeout(OPEN_TIMEOUT):
             session = ChannelSession()
-            await link.create_connection(lambda: session, target.host, target.port, window=WINDOW, max_pktsize=PACKET)
+            await link.create_connection(
+                lambda: session, target.host, target.port, window=WINDOW, max_pktsize=TUNNEL_PACKET
+            )
             return session.stream
     except asyncssh.ChannelOpenError as error:
         named = target.host in error.reason

@@ -85,7 +85,7 @@ class SshProxy:
     async def serve(self, connection: Connection) -> None:
         """Serve one connection to its end."""
         log = _log.bind(connection=connection.id, source=shown(connection.source))
-        options = link.server_options(self._host(), link.USER_LOGIN)
+        options = link.server_options(self._host(), link.USER_LOGIN, link.TUNNEL_PACKET)
         async with asyncio.TaskGroup() as group:
 
             def start(work: Coroutine[Any, Any, None]) -> None:

@@ -31,7 +31,7 @@ KEY_EXCHANGES = (
 )
 WINDOW = 262_144  # bytes of one channel that may wait in one direction
 PACKET = 32_768  # the payload every SSH implementation must take (RFC 4253 section 6.1)
-TUNNEL_PACKET = 131_072  # between our own ends: a quarter of the packets, whose cost is mostly each one's own
+TUNNEL_PACKET = 131_072  # where our own ends send: a quarter of the packets, whose cost is mostly each one's own
 CERTIFICATE = b"-cert-v01@openssh.com"  # ends the type of every OpenSSH certificate (PROTOCOL.certkeys)
 MAX_TYPE = 64  # bytes at the beginning of a key, in which its type stands
 ATTEMPTS = 32  # keys that a client may try: full ssh-agents hold a dozen, and each try is asked for twice
@@ -130,6 +130,15 @@ class ServerLink(Link, asyncssh.SSHServerConnection):
             self.send_auth_banner(f"{reason}\r\n")
 
 
+def unlogged(channel: Any) -> None:
+    """Keep asyncssh from describing each packet of a channel for a log that nobody reads: it copies it to do so."""
+    channel.log_sent_packet = channel.log_received_packet = _described_nowhere
+
+
+def _described_nowhere(*_packet: object) -> None:
+    return None
+
+
 def certifies(public_key: bytes) -> bool:
     """Whether a public key is a certificate by its type; clients offer all their keys, and plain ones prove nothing."""
     return CERTIFICATE in public_key[:MAX_TYPE]
@@ -144,10 +153,11 @@ C = TypeVar("C", bound=ClientLink)
 L = TypeVar("L", bound=Link)
 
 
-def server_options(host: HostKey, login: float) -> Any:
+def server_options(host: HostKey, login: float, packet: int = PACKET) -> Any:
     """Return options of an SSH server that shows one host certificate and by itself serves nothing.
 
-    Args: the host's key and certificate, and the seconds until authentication must be done.
+    Args: the host's key and certificate, the seconds until authentication must be done, and the octets of data that a
+    client may put into one packet.
     """
     return asyncssh.SSHServerConnectionOptions(
         server_host_keys=[host.pair()],
@@ -160,7 +170,7 @@ def server_options(host: HostKey, login: float) -> Any:
         line_editor=False,
         encoding=None,
         window=WINDOW,
-        max_pktsize=PACKET,
+        max_pktsize=packet,
         server_version="monoport",
         **algorithms(),
     )
