@@ -29,6 +29,7 @@ MARK = "client"
 SECTIONS = {
     "ssh": ("SSH nodes", "ssh"),
     "postgres": ("PostgreSQL databases", "database"),
+    "mongodb": ("MongoDB databases", "database"),
     "web": ("Web pages and API", "web"),
 }
 COLUMNS = ("Client", "Version", "Sends to the port", "How")

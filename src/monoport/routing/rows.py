@@ -242,8 +242,8 @@ _UNKNOWN_ALPN = Refuse(Code.UNKNOWN_ALPN, "none of the offered ALPN names is kno
 def _upgraded(
     protocol: DatabaseRule, domains: frozenset[str], reserved: tuple[str, ...], database: bool
 ) -> Iterator[Rule]:
-    """Rows for the ClientHello that follows a plaintext request for TLS."""
-    if not protocol.starttls and not protocol.greets:
+    """Rows for the ClientHello behind a plaintext request for TLS, or within TLS that brought no certificate."""
+    if not (protocol.starttls or protocol.greets or protocol.by_name):
         return
     first, said = f"ClientHello after the request of {protocol.name}", frozenset({protocol.name})
     refuse = Refuse(Code.NOT_ENABLED, f"SNI is reserved and names no database of {protocol.name}")
