@@ -14,7 +14,7 @@ from enum import Enum, auto
 from typing import Protocol, TypeAlias
 
 from monoport.wire.mysql.packets import ERR, HEADER, INFILE, MAX_OPENING, MOST, ProtocolError, error, packet
-from monoport.wire.mysql.sql import Kill, ReadFile, Use, look
+from monoport.wire.mysql.sql import Kill, ReadFile, Unclear, Use, look
 from monoport.wire.statement import Gathering, Statement, text
 
 HOLD = 65_536  # bytes of a statement that are looked at for USE, KILL and LOCAL before anything of it goes on
@@ -321,6 +321,8 @@ class Commands:
                 case ReadFile():
                     if reason := "" if self._local_files else self._judge.feature(LOCAL_FILES) or "connect anew":
                         return self._refuse(3948, "42000", reason)
+                case Unclear():
+                    return self._refuse(1235, "42000", "comments that only some servers read are too tangled here")
                 case Kill(None):
                     return self._refuse(1235, "42000", "KILL takes a thread's number here, and nothing else")
                 case Kill(number):
