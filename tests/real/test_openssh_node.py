@@ -155,6 +155,21 @@ def test_sshd_lets_nobody_in_past_the_proxy(user: Person, login: str, sshd: Sshd
     assert "waiting to log in" in sshd.agent.text()
 
 
+def test_nor_while_the_same_user_has_a_session_through_it(user: Person, login: str, sshd: Sshd, need) -> None:
+    """A login past the proxy would have no lease: neither a lock nor the certificate's end would close it."""
+    known, keys = f"{user.home}/.tsh/keys/localhost/known_hosts", list(Path(user.home, ".tsh/keys").rglob("*-cert.pub"))
+    shown = ["-o", f"CertificateFile {keys[0]}", "-i", str(keys[0]).removesuffix("-cert.pub")]
+    words = ["-F", "none", "-o", f"UserKnownHostsFile {known}", "-o", "HostKeyAlias legacy.example.com", *shown]
+    tsh = [f"{Path(os.sys.executable).parent}/tsh", "ssh", f"{login}@legacy", "echo begun; cat"]
+    with subprocess.Popen(tsh, env=user.env(), stdin=subprocess.PIPE, stdout=subprocess.PIPE) as session:
+        assert session.stdout.readline() == b"begun\n"
+        past = ["-b", "127.0.0.2", "-p", str(sshd.port), f"{login}@127.0.0.1", "echo inside"]  # as from another host
+        done = user.run(need("ssh"), *words, *past, code=None)
+        session.stdin.close()
+        assert (done.stdout, done.returncode) == ("", 255), sshd.text()
+        assert "Permission denied" in done.stderr
+
+
 def test_who_must_be_recorded_is_not_let_in_where_nothing_is(
     cluster: Cluster, login: str, sshd: Sshd, folder: Path
 ) -> None:

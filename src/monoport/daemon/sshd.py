@@ -30,6 +30,7 @@ from monoport.errors import Failure
 
 FOLDER = "openssh"  # in data_dir
 LOOK_SECONDS = 60.0  # between looks at the CA, the host key and the certificate's end
+LOOPBACK = ("127.0.0.1", "::1")  # the addresses that dialling loopback is done from
 MAX_KEY = 16_384  # bytes of a public key file: RSA of 16384 bits takes 2.8 KiB
 
 _log = structlog.get_logger()
@@ -57,10 +58,13 @@ class Sshd:
         return (
             "# Written by monoport; Include it from /etc/ssh/sshd_config.\n"
             f'HostCertificate "{self._certificate}"\n'
-            f'TrustedUserCAKeys "{self._authority}"\n'
-            f"AuthorizedPrincipalsCommand {words} %u %k\n"
-            f"AuthorizedPrincipalsCommandUser {getpass.getuser()}\n"
-            "AuthorizedPrincipalsFile none\n"
+            # The agent dials from here. Who comes past the proxy has no lease that a lock or expiry would end.
+            f"Match Address {','.join(LOOPBACK)}\n"
+            f'    TrustedUserCAKeys "{self._authority}"\n'
+            f"    AuthorizedPrincipalsCommand {words} %u %k\n"
+            f"    AuthorizedPrincipalsCommandUser {getpass.getuser()}\n"
+            "    AuthorizedPrincipalsFile none\n"
+            "Match all\n"
         )
 
     async def prepare(self) -> None:
