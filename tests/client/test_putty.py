@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import stat
 import subprocess
 from collections.abc import Callable
@@ -61,6 +62,23 @@ def test_percent_signs_and_blanks_of_paths_stay_what_they_are(tmp_path: Path, ca
     lines = (tmp_path / ".putty/sessions/monoport-example.com").read_text().splitlines()
     command = next(line for line in lines if line.startswith("ProxyTelnetCommand="))
     assert f"'TSH_HOME={tmp_path}/with blank and 100%%/tsh'" in command
-    assert command.endswith(" %host:%port")
+    assert "%host:%port" in command
     putty.tear_down(home, profile, {"HOME": str(tmp_path)})
     assert [path for path in (tmp_path / ".putty").rglob("*") if path.is_file()] == []
+
+
+@pytest.mark.parametrize("host", ["`id>hit`x.example.com", "x';id>hit;'.example.com", 'x)";id>hit;".example.com', "x"])
+def test_a_host_that_is_a_command_is_a_host(
+    tmp_path: Path, cas: Cas, need: Callable[[str], str], monkeypatch: pytest.MonkeyPatch, host: str
+) -> None:
+    script = tmp_path / "seen.sh"
+    script.write_text('for last; do :; done; printf %s "$last" >seen\n')
+    monkeypatch.setattr(putty, "program", lambda: ["sh", str(script)])
+    environment = {"HOME": str(tmp_path), "PUTTYDIR": str(tmp_path / "putty")}
+    putty.set_up(
+        Home(tmp_path / ".tsh"), replace(signed_in(Home(tmp_path / ".tsh"), cas, 3080), trust="pin"), environment
+    )
+    words = [need("plink"), "-batch", "-load", "monoport-example.com", f"alice@{host}", "true"]
+    subprocess.run(words, cwd=tmp_path, env={**os.environ, **environment}, check=False, capture_output=True, timeout=30)
+    assert (tmp_path / "seen").read_text() == f"{host}:22"
+    assert not (tmp_path / "hit").exists()

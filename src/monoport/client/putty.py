@@ -125,7 +125,8 @@ def _session(home: Home, profile: Profile, environment: Mapping[str, str]) -> st
         "Protocol": "ssh",
         "PortNumber": 22,  # psftp says 0 without it; the node's own is used anyway
         "ProxyMethod": PROXY_COMMAND,
-        "ProxyTelnetCommand": f"{command} %host:%port",
+        # the host is anybody's word, as a submodule's address: a shell reads nothing into lines of a here-document
+        "ProxyTelnetCommand": f"{command} \"$(cat <<'HOST'\\n%host:%port\\nHOST\\n)\"",
         "PublicKeyFile": _key(paths),
         "DetachedCertificate": paths.ssh_certificate,
         "SshProt": 3,  # SSH-2 alone
