@@ -54,7 +54,12 @@ class MariaDbServer:
             self._run("mariadb-install-db", *words, *account)
         words = [
             *("--no-defaults", *account, f"--datadir={data}", f"--socket={self.folder}/socket"),
-            *(f"--port={self.port}", "--bind-address=127.0.0.1", f"--pid-file={self.folder}/pid"),
+            *(
+                f"--port={self.port}",
+                "--bind-address=127.0.0.1",
+                "--skip-name-resolve",
+                f"--pid-file={self.folder}/pid",
+            ),
             *(f"--ssl-cert={self.folder}/server.crt", f"--ssl-key={self.folder}/server.key"),
             *(f"--ssl-ca={self.folder}/server.cas", "--innodb-flush-log-at-trx-commit=0", "--skip-sync-frm"),
             *("--innodb-buffer-pool-size=32M", "--max-allowed-packet=64M", "--log-warnings=2", *self._options),

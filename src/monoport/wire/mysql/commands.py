@@ -311,9 +311,9 @@ class Commands:
     def _decide(self, passing: Passing) -> None:
         """Whether a statement may go on, by its first HOLD bytes."""
         long = self._gathering is not None
-        payload = bytes(self._payload)
+        code, statement = bytes(self._payload[:1]), bytes(self._payload[1:])
         kills = []
-        for found in look(payload):
+        for found in look(statement):
             match found:
                 case Use(database):
                     if reason := self._judge.database(database):
@@ -332,8 +332,8 @@ class Commands:
                         return self._refuse(1094, "HY000", f"Unknown thread id: {number}")
                     kills.append((found, thread))
         for kill, thread in reversed(kills):
-            payload = payload[: kill.start] + str(thread).encode() + payload[kill.stop :]
-        return self._release(passing, packet(0, payload) if kills else b"")
+            statement = statement[: kill.start] + str(thread).encode() + statement[kill.stop :]
+        return self._release(passing, packet(0, code + statement) if kills else b"")
 
     def _finish(self, passing: Passing) -> None:
         if self._mode is _Mode.FILE:

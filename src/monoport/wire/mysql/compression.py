@@ -49,7 +49,7 @@ class Inflater:
                 return content
             if content := self._inflated(inflate):
                 return content
-            if not inflate.eof and not (self._left and self._raw):
+            if self._inflate is not None and not (self._left and self._raw):
                 return b""
 
     def _open(self) -> None:
@@ -69,7 +69,7 @@ class Inflater:
         del self._raw[:size]
         self._left -= size
         self._room -= len(content)
-        if self._room < 0 or inflate.unused_data:
+        if self._room < 0 or inflate.unused_data or (inflate.eof and self._left):
             raise ProtocolError("a compressed packet holds more than it says")
         if not self._left and not inflate.unconsumed_tail and len(content) < OUT:
             if self._room or not inflate.eof:

@@ -25,8 +25,9 @@ from monoport.wire.mysql.handshake import (
 )
 from monoport.wire.mysql.packets import Capability, ProtocolError, error, packet, take
 
-# What is announced until the real server has been asked: a version whose clients get along with everything announced.
-DEFAULT_VERSION = "8.0.36"
+# What is announced until the real server has been asked. Clients infer from it what they may ask for, as collations that
+# neither older nor MariaDB's servers have.
+DEFAULT_VERSION = "5.7.44"
 # What every server since MySQL 5.7 and MariaDB 10.2 can do. zstd is not among it: it saves little against the zlib
 # there is. Query attributes and MariaDB's own flags are not either: the other half of the servers does not have them.
 ANNOUNCED = (
