@@ -30,6 +30,7 @@ SECTIONS = {
     "ssh": ("SSH nodes", "ssh"),
     "postgres": ("PostgreSQL databases", "database"),
     "mongodb": ("MongoDB databases", "database"),
+    "mysql": ("MySQL and MariaDB databases", "database"),
     "web": ("Web pages and API", "web"),
 }
 COLUMNS = ("Client", "Version", "Sends to the port", "How")
@@ -137,6 +138,8 @@ def _opening(line: Mapping[str, str], inside: Iterable[str]) -> str:
         return f"`{said}`"
     names = [f"{what} `{line[key]}`" for what, key in (("ALPN", "alpn"), ("SNI", "sni")) if line[key] != "None"]
     text = f"TLS with {', '.join(names)}" if names else "TLS without SNI and ALPN"
+    if line["rule"].endswith("-greeting"):
+        text = f"nothing until it is greeted, then {text}"
     if line["rule"].endswith("-upgraded"):
         text = f"its protocol's request for TLS, then {text}"
     inner = [f"`{each}`" for each in inside]

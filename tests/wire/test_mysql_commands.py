@@ -314,7 +314,8 @@ def test_of_a_long_statement_that_is_refused_nothing_goes_on(text: str) -> None:
         st.sampled_from(
             [
                 query("select 1"), query("use app"), query("kill 7"), packet(0, b"\x0e"), packet(0, b"\2app"),
-                packet(0, b"\x16select ?"), packet(0, b"\x17\1\0\0\0" + b"p" * 50), packet(0, b"\x18\1\0\0\0\0\0" + b"q" * 99),
+                packet(0, b"\x16select ?"), packet(0, b"\x17\1\0\0\0" + b"p" * 50),
+                packet(0, b"\x18\1\0\0\0\0\0" + b"q" * 99),
             ]
         ),
         max_size=6,

@@ -134,13 +134,13 @@ class Databases:
     def _version(self, connection: Connection, protocol: Description) -> str:
         """What the real server calls itself, if that is known before the client has spoken.
 
-        Where nothing names the database yet, all of the protocol's servers must say the same.
+        Where nothing names the database yet, all of the protocol's servers of which that is known must say the same.
         """
         destination = narrowed_to(connection.identity)
         route = connection.route
         name = destination.name if destination is not None else route.target if route is not None else None
         one_of = self._named(name) if name else self._directory.databases()
-        said = {one.spec.server_version for one in one_of if one.spec.protocol == protocol.name}
+        said = {one.spec.server_version for one in one_of if one.spec.protocol == protocol.name} - {""}
         return said.pop() if len(said) == 1 else ""
 
     def _protocol(self, connection: Connection) -> Description | None:
@@ -204,7 +204,10 @@ class Databases:
             return Closed("no client certificate in TLS")
         connection.identify(certificate)
         if outcome.target:
-            connection.route = replace(route, target=outcome.target, server_name=outcome.server_name)
+            route = replace(route, target=outcome.target)
+        if route.tls is None:  # no outer TLS has said anything
+            route = replace(route, server_name=outcome.server_name, alpn=outcome.alpn)
+        connection.route = route
         return None
 
     async def _login(

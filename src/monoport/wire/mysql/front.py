@@ -25,8 +25,8 @@ from monoport.wire.mysql.handshake import (
 )
 from monoport.wire.mysql.packets import Capability, ProtocolError, error, packet, take
 
-# What is announced until the real server has been asked. Clients infer from it what they may ask for, as collations that
-# neither older nor MariaDB's servers have.
+# What is announced until the real server has been asked. Clients infer from it what they may ask for, as collations
+# that neither older nor MariaDB's servers have.
 DEFAULT_VERSION = "5.7.44"
 # What every server since MySQL 5.7 and MariaDB 10.2 can do. zstd is not among it: it saves little against the zlib
 # there is. Query attributes and MariaDB's own flags are not either: the other half of the servers does not have them.
@@ -64,7 +64,7 @@ ACCEPTED = frozenset(
 CODES = {
     Why.DENIED: (1045, "28000"),  # ER_ACCESS_DENIED_ERROR
     Why.UNKNOWN: (1049, "42000"),  # ER_BAD_DB_ERROR
-    Why.OFFLINE: (2003, "HY000"),  # what clients themselves say when they cannot connect
+    Why.OFFLINE: (1429, "HY000"),  # ER_CONNECT_TO_FOREIGN_DATA_SOURCE; clients take numbers from 2000 for their own
     Why.PROTOCOL: (1043, "08S01"),  # ER_HANDSHAKE_ERROR
     Why.TLS_REQUIRED: (3159, "HY000"),  # ER_SECURE_TRANSPORT_REQUIRED
     Why.UNSUPPORTED: (1235, "42000"),  # ER_NOT_SUPPORTED_YET

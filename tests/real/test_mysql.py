@@ -1,0 +1,280 @@
+"""MySQL through the one port: the mariadb client and drivers against a real MariaDB that only knows certificates."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import mysql.connector
+import pymysql
+import pytest
+
+from ..conftest import fetched  # noqa: TID252 # tests are no package
+from .clients import Client, distribution, program
+from .cluster import BIN, Cluster, Person, free_port, wait_until
+from .mariadb import MariaDbServer
+from .test_postgres_local import proxy_db
+
+PROGRAMS = Path(__file__).parent / "programs"
+MARIADB = program("mariadb", "--version")
+LENT = "`tsh proxy db -p PORT --tunnel my`"
+OWN_PORT = "straight to `mysql_listen_addr`, with its own TLS"
+SILENT = "straight to the one port, with its own TLS, where `mysql_on_silence` is set"
+WHO = "select concat(substring_index(current_user(), '@', 1), '/', database())"
+SETUP = """
+create database app; create database other;
+create user alice require subject '/O=example.com/OU=my/CN=alice'; grant all on app.* to alice;
+create user mallory require x509; grant all on *.* to mallory;
+"""
+
+
+@pytest.fixture(scope="session")
+def server(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory, need) -> Iterator[MariaDbServer]:
+    """A real MariaDB whose certificate `tctl auth sign --format=db` made, and an agent beside it."""
+    need("mariadbd")
+    folder = tmp_path_factory.mktemp("certificates")
+    cluster.tctl("auth", "sign", "--format=db", "--host=localhost,127.0.0.1", f"--out={folder}/server")
+    server = MariaDbServer.from_files(folder / "server")
+    server.start()
+    server.sql(SETUP)
+    agent = cluster.agent(
+        "myhost",
+        "db",
+        "db_service:\n  enabled: yes\n  databases:\n"
+        f"    - {{name: my, protocol: mariadb, uri: 'localhost:{server.port}'}}\n"
+        f"    - {{name: mygone, protocol: mysql, uri: 'localhost:{free_port()}'}}\n",
+    )
+    agent.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def dba(server: MariaDbServer, alice: Person) -> Person:
+    """Alice, with the database in her list and a login to it."""
+    wait_until(lambda: "my " in alice.tsh("db", "ls").stdout, 15, "the database in tsh db ls")
+    alice.tsh("db", "login", "my", "--db-user=alice", "--db-name=app")
+    return alice
+
+
+@pytest.fixture
+def tunnel(dba: Person) -> Iterator[int]:
+    """`tsh proxy db --tunnel` on a port of its own."""
+    port = free_port()
+    words = [BIN / "tsh", "proxy", "db", "-p", str(port), "--tunnel", "my"]
+    with subprocess.Popen(words, env=dba.env(PYTHONUNBUFFERED="1"), stdout=subprocess.PIPE) as proxy:
+        assert proxy.stdout is not None
+        assert str(port).encode() in proxy.stdout.readline()
+        yield port
+        proxy.send_signal(signal.SIGINT)
+        proxy.wait(10)
+
+
+@pytest.fixture(params=["listen_addr", "on_silence"])
+def straight(request: pytest.FixtureRequest, cluster: Cluster) -> int:
+    """The ports that greet: MySQL's own, and the one port after some silence."""
+    return cluster.mysql_port if request.param == "listen_addr" else cluster.port
+
+
+def files(person: Person) -> dict[str, str]:
+    """The paths of a login to the database `my`."""
+    keys = person.home / ".tsh/keys/localhost"
+    return {
+        "ca": f"{keys}/certs.pem",
+        "cert": f"{keys}/alice-db/example.com/my-x509.pem",
+        "key": f"{keys}/alice",
+    }
+
+
+def tls(person: Person) -> list[str]:
+    return ["--ssl-verify-server-cert", *(f"--ssl-{name}={path}" for name, path in files(person).items())]
+
+
+def rows(client: Any, statement: str, *values: Any) -> Any:
+    with client.cursor() as cursor:
+        cursor.execute(statement, *values)
+        return [tuple(row) for row in cursor.fetchall()]
+
+
+@pytest.mark.client(Client("mariadb", "mysql", "`tsh db connect my`", MARIADB))
+def test_tsh_db_connect_runs_mariadb(dba: Person, need: Callable[[str], str]) -> None:
+    need("mariadb")
+    done = dba.tsh("db", "connect", "my", "--db-user=alice", "--db-name=app", "--", "-NB", stdin=f"{WHO};\n")
+    assert done.stdout == "alice/app\n"
+    failed = dba.tsh("db", "connect", "my", "--", "-NB", "-e", "select nothing", code=1)
+    assert "Unknown column" in failed.stderr
+    no_shell = dba.tsh("db", "connect", "my", code=1, PATH=str(BIN))
+    assert no_shell.stderr.strip().endswith("mariadb is not installed: apt-get install mariadb-client")
+
+
+def test_ctrl_c_in_mariadb_stops_the_statement(dba: Person, server: MariaDbServer, need: Callable[[str], str]) -> None:
+    need("mariadb")
+    words = [BIN / "tsh", "db", "connect", "my", "--", "-NB", "--force", "-e", "select sleep(60); select 'after'"]
+    asleep = "select count(*) from information_schema.processlist where info like 'select sleep(60)%'"
+    with subprocess.Popen(
+        words, env=dba.env(), start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    ) as process:
+        wait_until(lambda: server.sql(asleep) == "1\n", 15, "the sleeping statement")
+        os.killpg(process.pid, signal.SIGINT)
+        seen, _ = process.communicate(timeout=20)
+    assert server.sql(asleep) == "0\n", seen
+
+
+@pytest.mark.client(Client("mariadb", "mysql", "`tsh proxy db --tunnel my`, and the command that it prints", MARIADB))
+def test_mariadb_by_the_command_that_is_printed(dba: Person, need: Callable[[str], str]) -> None:
+    need("mariadb")
+    with proxy_db(dba, "--tunnel", "--listen", f"127.0.0.1:{free_port()}", "my") as proxy:
+        line = proxy.form("mariadb")
+        assert dba.run("sh", "-c", f"{line} -NB -e {shlex.quote(WHO)}").stdout == "alice/app\n"
+
+
+@pytest.mark.client(Client("mariadb", "mysql", "`tsh proxy db --unix PATH my`: `--socket=PATH`", MARIADB))
+def test_mariadb_over_a_unix_socket(dba: Person, tmp_path: Path, need: Callable[[str], str]) -> None:
+    need("mariadb")
+    with proxy_db(dba, "--unix", tmp_path / "s", "my") as proxy:
+        line = proxy.form("mariadb")
+        assert dba.run("sh", "-c", f"{line} -NB -e {shlex.quote(WHO)}").stdout == "alice/app\n"
+
+
+@pytest.mark.client(Client("mariadb", "mysql", "`tsh proxy db my`: its own TLS inside ours", MARIADB))
+def test_mariadb_with_its_own_tls_inside_ours(dba: Person, need: Callable[[str], str]) -> None:
+    need("mariadb")
+    with proxy_db(dba, "my") as proxy:
+        line = proxy.form("mariadb")
+        assert "--ssl-cert=" in line
+        assert dba.run("sh", "-c", f"{line} -NB -e {shlex.quote(WHO)}").stdout == "alice/app\n"
+        refused = dba.run("sh", "-c", line.partition(" --ssl-ca")[0] + " -e 'select 1'", code=1)
+        assert "certificate required" in refused.stderr
+
+
+@pytest.mark.client(Client("mariadb", "mysql", OWN_PORT, MARIADB))
+def test_mariadb_on_its_own_port(cluster: Cluster, dba: Person, need: Callable[[str], str]) -> None:
+    need("mariadb")
+    where = ["--no-defaults", "--host=localhost", "--protocol=tcp", f"--port={cluster.mysql_port}", "--user=alice"]
+    done = dba.run("mariadb", *where, *tls(dba), "-NB", "-e", WHO)
+    assert done.stdout == "alice/app\n"
+
+
+@pytest.mark.client(Client("mariadb", "mysql", SILENT, MARIADB))
+def test_mariadb_on_the_one_port_when_it_is_silent(cluster: Cluster, dba: Person, need: Callable[[str], str]) -> None:
+    need("mariadb")
+    where = ["--no-defaults", "--host=localhost", "--protocol=tcp", f"--port={cluster.port}", "--user=alice"]
+    done = dba.run("mariadb", *where, *tls(dba), "-NB", "-e", WHO)
+    assert done.stdout == "alice/app\n"
+
+
+@pytest.mark.client(Client("PyMySQL", "mysql", LENT, distribution("pymysql")))
+def test_pymysql_through_the_local_proxy(tunnel: int) -> None:
+    with closing(pymysql.connect(host="127.0.0.1", port=tunnel, user="alice", database="app")) as client:
+        pymysql_conversation(client)
+
+
+def pymysql_conversation(client: Any) -> None:
+    """What is expected of it, whichever way it has come."""
+    assert rows(client, WHO) == [("alice/app",)]
+    assert len(rows(client, "select seq, repeat('x', 1000) from seq_1_to_5000 where seq > %s", (0,))) == 5000
+    with pytest.raises(pymysql.err.OperationalError, match='"mysql"'):
+        client.select_db("mysql")
+    assert rows(client, "select 1") == [(1,)]
+
+
+@pytest.mark.client(Client("PyMySQL", "mysql", OWN_PORT, distribution("pymysql")))
+def test_pymysql_on_mysqls_port(cluster: Cluster, dba: Person) -> None:
+    paths = {f"ssl_{name}": path for name, path in files(dba).items()}
+    how: dict[str, Any] = {
+        "host": "localhost",
+        "port": cluster.mysql_port,
+        "user": "alice",
+        "ssl_verify_identity": True,
+    }
+    with closing(pymysql.connect(**how, **paths)) as client:
+        assert "MariaDB" in client.server_version, "the real server's, which its agent has asked"
+        pymysql_conversation(client)
+
+
+@pytest.mark.client(Client("MySQL Connector/Python", "mysql", LENT, distribution("mysql-connector-python")))
+def test_connector_python_through_the_local_proxy(tunnel: int) -> None:
+    how = {"host": "127.0.0.1", "port": tunnel, "user": "alice", "database": "app"}
+    with closing(mysql.connector.connect(**how)) as client:
+        connector_conversation(client)
+
+
+def connector_conversation(client: Any) -> None:
+    """What is expected of it, whichever way it has come."""
+    assert rows(client, WHO) == [("alice/app",)]
+    with client.cursor(prepared=True) as cursor:
+        for number in range(20):
+            cursor.execute("select %s + 1", (number,))
+            assert cursor.fetchall() == [(number + 1,)]
+    with pytest.raises(mysql.connector.Error, match="cannot be changed"):
+        client.cmd_change_user("mallory", "")
+
+
+@pytest.mark.client(Client("MySQL Connector/Python", "mysql", OWN_PORT, distribution("mysql-connector-python")))
+def test_connector_python_on_mysqls_port(cluster: Cluster, dba: Person) -> None:
+    paths = {f"ssl_{name}": path for name, path in files(dba).items()}
+    how: dict[str, Any] = {
+        "host": "localhost",
+        "port": cluster.mysql_port,
+        "user": "alice",
+        "ssl_verify_identity": True,
+    }
+    with closing(mysql.connector.connect(**how, **paths)) as client:
+        connector_conversation(client)
+
+
+def node_version() -> str:
+    found: str = json.loads(fetched("node/node_modules/mysql2/package.json").read_text())["version"]
+    return found
+
+
+def run_node(dba: Person, node: str, **options: Any) -> None:
+    modules = fetched("node/node_modules")
+    done = dba.run(node, PROGRAMS / "node/mysql2.cjs", json.dumps({"user": "alice", **options}), NODE_PATH=str(modules))
+    assert json.loads(done.stdout) == {
+        "who": "alice/app", "sums": [42, 3], "rows": 5000, "failed": 1054, "denied": 1235
+    }  # fmt: skip
+
+
+@pytest.mark.client(Client("mysql2 for Node.js", "mysql", LENT, node_version))
+def test_node_through_the_local_proxy(dba: Person, tunnel: int, need: Callable[[str], str]) -> None:
+    run_node(dba, need("node"), host="127.0.0.1", port=tunnel, database="app")
+
+
+@pytest.mark.client(Client("mysql2 for Node.js", "mysql", OWN_PORT, node_version))
+def test_node_on_mysqls_port(cluster: Cluster, dba: Person, need: Callable[[str], str]) -> None:
+    run_node(dba, need("node"), host="localhost", port=cluster.mysql_port, ssl=files(dba))
+
+
+def test_a_database_that_is_down_and_one_that_is_unknown(dba: Person, need: Callable[[str], str]) -> None:
+    need("mariadb")
+    down = dba.tsh("db", "connect", "mygone", "--db-user=alice", "--", "-e", "select 1", code=1)
+    assert 'database "mygone" is down or cannot be reached' in down.stderr
+    refused = dba.tsh("db", "connect", "my", "--db-user=mallory", "--", "-e", "select 1", code=1)
+    assert "mallory" in refused.stderr
+
+
+def test_statements_are_audited(cluster: Cluster, tunnel: int) -> None:
+    with closing(pymysql.connect(host="127.0.0.1", port=tunnel, user="alice", database="app")) as client:
+        rows(client, "select 'a statement for the log'")
+
+    def audited() -> bool:
+        shown = json.loads(cluster.tctl("events", "ls", "--format=json").stdout)
+        return any("a statement for the log" in json.dumps(event) for event in shown)
+
+    wait_until(audited, 15, "the statement in tctl events ls")
+
+
+def test_nobody_connects_by_name_and_password(cluster: Cluster, server: MariaDbServer, straight: int) -> None:
+    before = server.log_text()
+    for words in ({"password": "x"}, {"ssl_disabled": True}):
+        with pytest.raises((pymysql.err.OperationalError, OSError)):
+            pymysql.connect(host="localhost", port=straight, user="alice", **words)
+    assert "alice" not in server.log_text().removeprefix(before)
