@@ -174,7 +174,7 @@ def hello(port: int, alpn: list[str], server_name: str = "localhost") -> ssl.SSL
 
 
 def test_unknown_and_unserved_alpn_get_alert_120_and_are_explained(own: Cluster) -> None:
-    for name in ("nonsense/1", "teleport-mysql", "teleport-nothing"):
+    for name in ("nonsense/1", "teleport-desktop", "teleport-nothing"):
         with pytest.raises(ssl.SSLError, match=r"(?i)no.application.protocol"):
             hello(own.port, [name])
     rows = json.loads(own.tctl("conns", "ls", "--format=json").stdout)

@@ -20,13 +20,18 @@ import pytest
 from monoport import protocols
 from monoport.access.claims import Destination
 from monoport.access.resources import Role
+from monoport.auth.keys import load_chain
 from monoport.net.listener import Limits, Listener
+from monoport.net.sockets import connect
 from monoport.proxy import connection
 from monoport.proxy.registry import Connections
 from monoport.routing.outcome import Kind
 from monoport.routing.table import build
+from monoport.wire.mysql.handshake import Answer, ServerRefusal
+from monoport.wire.mysql.packets import packet
 
 from ...real.mariadb import MariaDbServer  # noqa: TID252 # tests are no package
+from ...scenarios.mysql import BASIC, Mysql  # noqa: TID252
 from .world import PUBLIC, Cluster, User, World, configured, world
 
 SETUP = """
@@ -327,6 +332,34 @@ async def test_a_session_that_must_end_is_told_so(door: Door, running: str) -> N
         await asyncio.to_thread(hear)
     client.close()
     assert "select 'too late'" not in door.statements()
+
+
+async def test_sni_names_the_database_where_the_certificate_does_not(door: Door) -> None:
+    user = door.world.cluster.user(databases=("app",))
+    context = ssl.create_default_context(cadata="".join(door.world.cluster.trusted.host))
+    load_chain(context, user.certificate, user.key)
+    for name, says in (("orders", ""), ("payroll", '"payroll" is not known here')):
+        client = Mysql(await connect("127.0.0.1", door.port))
+        assert (await client.greeted()).thread
+        await client.encrypt(context, f"{name}.db.{PUBLIC}")
+        if says:
+            with pytest.raises(ServerRefusal, match=says):
+                await client.login("alice", "app")
+        else:
+            await client.login("alice", "app")
+            assert (await client.query("select 1"))[:1] == b"\1"
+        client.stream.abort()
+
+
+async def test_bytes_ahead_of_tls_are_never_a_login(door: Door) -> None:
+    user = door.user()
+    context = ssl.create_default_context(cadata="".join(door.world.cluster.trusted.host))
+    load_chain(context, user.certificate, user.key)
+    client = Mysql(await connect("127.0.0.1", door.port))
+    await client.greeted()
+    with pytest.raises(ConnectionError):
+        await client.encrypt(context, f"orders.db.{PUBLIC}", ahead=packet(2, Answer(BASIC, "alice").encode()))
+    assert door.world.tunnels.prefaces == []
 
 
 async def test_the_version_is_the_real_servers(door: Door) -> None:

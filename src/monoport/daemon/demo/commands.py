@@ -85,7 +85,7 @@ class Commands:
             f"curl -s --cacert {keys}/certs.pem https://localhost:{port}/webapi/ping && echo", "the web, too", NAME
         )
         yield Command(
-            f"{tctl} route explain --sni localhost --alpn teleport-mysql",
+            f"{tctl} route explain --sni localhost --alpn teleport-desktop",
             "why a connection goes where it goes",
             "not_enabled",
             arrives=False,
