@@ -11,7 +11,7 @@ from monoport.auth.hosts import LOCAL
 from monoport.auth.keys import generate
 from monoport.auth.local import LocalAuth
 from monoport.auth.ownership import MAX_CLAIMED, QUIET
-from monoport.auth.refusals import Forbidden, Invalid, NameOwned, NotFound, TokenUnknown
+from monoport.auth.refusals import Forbidden, Invalid, NameOwned, NotFound, Removed, TokenUnknown
 
 from .conftest import CLUSTER, fast_hasher
 
@@ -50,6 +50,11 @@ def renew(world, host):
 
 def remove(world, kind, name):
     return world.auth.administration.delete(world.admin, kind, name)
+
+
+async def served(world):
+    rows = await world.auth.administration.list(world.admin, "db")
+    return sorted((one.name, one.spec.host_id) for one in rows)
 
 
 async def events(world, event_type):
@@ -118,12 +123,68 @@ class TestDatabases:
         await beat(mine, make_database("prod", "d1"))
         clock.advance(hours=1)  # no heartbeat: the resource is gone, its name is not
         await remove(world, "db", "prod")
-        await beat(other, make_database("prod", "d2"))
+        await beat(other, make_database("prod", "d2"), first=True)
         with pytest.raises(NameOwned):
-            await beat(mine, make_database("prod", "d1"))
+            await beat(mine, make_database("prod", "d1"), first=True)
         for name in ("absent", "a/b", ""):
             with pytest.raises((NotFound, ValueError)):
                 await remove(world, "db", name)
+
+    async def test_what_is_removed_stays_away_until_its_agent_has_started_anew(self, world, beat, make_database, clock):
+        one, two = [await world.joined("db", name, origin="token/a") for name in ("d1", "d2")]
+        for host in (one, two):
+            await beat(host, make_database("prod", host.name), first=True)
+            await beat(host, make_database("kept", host.name), first=True)
+        await remove(world, "db", "prod")
+        for _ in range(2):
+            for host in (one, two):
+                clock.advance(seconds=20)
+                with pytest.raises(Removed, match="restart its agent or run tctl db allow prod"):
+                    await beat(host, make_database("prod", host.name))
+                await beat(host, make_database("kept", host.name))
+        assert await served(world) == [("kept", "d1"), ("kept", "d2")]
+        assert not await world.auth._parts.ownership.owned("db", "prod"), "its name is free meanwhile"
+        await beat(one, make_database("prod", "d1"), first=True)
+        await beat(one, make_database("prod", "d1"))
+        with pytest.raises(Removed):
+            await beat(two, make_database("prod", "d2"))
+        assert ("prod", "d1") in await served(world)
+        assert ("prod", "d2") not in await served(world)
+        await remove(world, "db", "prod")
+        with pytest.raises(Removed):  # a second removal counts for who came back after the first
+            await beat(one, make_database("prod", "d1"))
+
+    async def test_an_administrator_allows_a_removed_database_again(self, world, beat, make_database):
+        host = await world.joined("db", "d1", origin="token/a")
+        await beat(host, make_database("prod", "d1"), first=True)
+        await remove(world, "db", "prod")
+        with pytest.raises(Forbidden):
+            await world.auth.administration.databases_allow(host, "prod")
+        with pytest.raises(Removed):
+            await beat(host, make_database("prod", "d1"))
+        await world.auth.administration.databases_allow(world.admin, "prod")
+        await beat(host, make_database("prod", "d1"))
+        assert await served(world) == [("prod", "d1")]
+        assert [one.fields["name"] for one in await events(world, "db.allow")] == ["prod"]
+        for name in ("prod", "absent", "a/b", ""):
+            with pytest.raises(NotFound):
+                await world.auth.administration.databases_allow(world.admin, name)
+
+    async def test_a_heartbeat_on_its_way_while_its_database_is_removed_is_undone_by_the_next(
+        self, world, beat, make_database
+    ):
+        host = await world.joined("db", "d1", origin="token/a")
+        await beat(host, make_database("prod", "d1"), first=True)
+        await world.auth._parts.removals.mark("prod")  # the removal has begun, and the heartbeat was past its question
+        assert await served(world) == [("prod", "d1")]
+        with pytest.raises(Removed):
+            await beat(host, make_database("prod", "d1"))
+        assert await served(world) == []
+
+    async def test_what_was_never_there_leaves_no_mark(self, world, beat, make_database):
+        with pytest.raises(NotFound):
+            await remove(world, "db", "prod")
+        await beat(await world.joined("db", "d1", origin="token/a"), make_database("prod", "d1"))
 
     async def test_a_name_is_free_when_none_of_its_owners_is_left(self, world, beat, make_database):
         for host_id in ("d1", "d2"):

@@ -20,6 +20,7 @@ from starlette.routing import Route
 
 from monoport import config
 from monoport.access.identity import from_ssh, from_x509
+from monoport.access.resources import parse_document
 from monoport.auth.local import LocalAuth
 from monoport.cli import run as outer
 from monoport.cli.tctl import tctl
@@ -281,6 +282,19 @@ async def test_certificates_are_signed_for_keys_made_here(call, service, tmp_pat
     assert (tmp_path / "pg.cas").read_text().strip() == service.cas.dbclient[0].strip()
     assert (tmp_path / "pg.key").stat().st_mode & 0o777 == 0o600
     assert 'no user "nobody"' in await call("auth", "sign", "--user=nobody", f"--out={folder}", code=1)
+
+
+async def test_a_database_is_removed_and_allowed_again(call, service):
+    joined = (await service.admit("db", "dbhost"))[1]
+    host = from_x509(x509.load_pem_x509_certificate(joined.certificate.encode()), joined.cas)
+    document = {"kind": "db", "metadata": {"name": "prod"}, "spec": {"protocol": "postgres", "host_id": host.name}}
+    await service.service.heartbeat(host, parse_document(document), first=True)
+    assert "prod" in await call("db", "ls")
+    said = await call("rm", "db/prod")
+    assert said == "db/prod removed\n"
+    assert "prod" not in await call("db", "ls")
+    assert await call("db", "allow", "prod") == "db/prod is allowed: agents that have it register it within 15 s\n"
+    assert await call("db", "allow", "prod", code=1) == 'tctl: no database "prod" was removed\n'
 
 
 async def test_every_ca_can_be_exported(call, service):

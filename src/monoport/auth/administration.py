@@ -107,7 +107,17 @@ class Administration:
                 raise NotFound(f"no {kind}/{name}")
         await self._note(caller, f"{kind}.delete", name="" if kind == "token" else name)
 
+    async def databases_allow(self, caller: Identity, name: str) -> None:
+        """Lets agents that run register a database again that was removed; raises NotFound if it was not."""
+        await self._require(caller, "db", "update")
+        if not await self._parts.removals.allow(name):
+            raise NotFound(f'no database "{name}" was removed')
+        await self._note(caller, "db.allow", name=name)
+
     async def _remove_database(self, name: str) -> None:
+        registered = any(one.name == name for one in await self._parts.resources.list("db"))
+        if registered or await self._parts.ownership.owned("db", name):
+            await self._parts.removals.mark(name)  # first: no agent may claim the name anew in between
         freed = await self._parts.ownership.free("db", name)
         try:
             await self._parts.resources.delete("db", name)

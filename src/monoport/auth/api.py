@@ -84,6 +84,7 @@ def build(
         ("GET", "/v1/resources/{kind}/{name}", calls.get),
         ("POST", "/v1/resources", calls.create),
         ("DELETE", "/v1/resources/{kind}/{name}", calls.delete),
+        ("POST", "/v1/databases/{name}/allow", calls.databases_allow),
         ("POST", "/v1/users", calls.users_add),
         ("POST", "/v1/users/{name}/update", calls.users_update),
         ("POST", "/v1/users/{name}/reset", calls.users_reset),
@@ -134,7 +135,8 @@ class _Calls:
         return _answer(await self._service.renew(_caller(request), await _body(request, messages.Renew)))
 
     async def heartbeat(self, request: Request) -> Response:
-        await self._service.heartbeat(_caller(request), await _resource(request))
+        first = request.query_params.get("first") == "yes"
+        await self._service.heartbeat(_caller(request), await _resource(request), first)
         return _done()
 
     async def watch(self, request: Request) -> Response:
@@ -177,6 +179,10 @@ class _Calls:
         body = await _body(request, messages.UserChange)
         locked = await self._administration.users_update(_caller(request), request.path_params["name"], body)
         return JSONResponse({"locked": locked})
+
+    async def databases_allow(self, request: Request) -> Response:
+        await self._administration.databases_allow(_caller(request), request.path_params["name"])
+        return _done()
 
     async def users_reset(self, request: Request) -> Response:
         body = await _body(request, messages.NewPassword)

@@ -149,9 +149,14 @@ class AuthClient(Calls):
         request = {"public_key": public_key, "ssh_public_key": ssh_public_key, "names": wanted}
         return await self._post("/v1/renew", request, messages.HostCertificates)
 
-    async def heartbeat(self, resource: Resource) -> None:
-        """Says that a node or database of this host is there; to be repeated well within `inventory.TTL`."""
-        await self._call("POST", "/v1/heartbeat", _document(resource), again=True)
+    async def heartbeat(self, resource: Resource, *, first: bool = False) -> None:
+        """Says that a node or database of this host is there; to be repeated well within `inventory.TTL`.
+
+        Args:
+            first: nothing was said of it since this process started, so that it may be back after its removal.
+        """
+        path = "/v1/heartbeat?first=yes" if first else "/v1/heartbeat"
+        await self._call("POST", path, _document(resource), again=True)
 
     async def database_client_certificate(
         self,
@@ -277,6 +282,10 @@ class AuthClient(Calls):
         """Adds a local user."""
         body = {"name": name, "roles": list(roles), "traits": _lists(traits), "password": password}
         await self._call("POST", "/v1/users", body)
+
+    async def databases_allow(self, name: str) -> None:
+        """Lets agents that run register a database again that was removed; raises AuthError if it was not."""
+        await self._call("POST", f"/v1/databases/{_part(name)}/allow")
 
     async def users_update(
         self, name: str, roles: Sequence[str] | None = None, traits: Mapping[str, Sequence[str]] | None = None

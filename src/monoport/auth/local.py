@@ -31,6 +31,7 @@ from monoport.auth.ownership import Ownership
 from monoport.auth.passwords import Passwords
 from monoport.auth.recorded import RecordingService
 from monoport.auth.recordings import Vault
+from monoport.auth.removals import Removals
 from monoport.auth.resources import Resources
 from monoport.auth.server import Server
 from monoport.auth.service import Parts, Service
@@ -104,6 +105,7 @@ class LocalAuth:
             events = EventLog(data_dir / "events.db")
             records = HostRecords(store, now)
             ownership = Ownership(store, records, events, cluster, now)
+            removals = Removals(store, now)
             await resources.seed()
             tokens = Tokens(store, now)
             parts = Parts(
@@ -111,10 +113,11 @@ class LocalAuth:
                 users=Users(store, Passwords(now, store, hasher)),
                 tokens=tokens,
                 resources=resources,
-                inventory=Inventory(resources, records, ownership, now),
+                inventory=Inventory(resources, records, ownership, removals, now),
                 hosts=Hosts(records, tokens, ownership, issuer, cluster),
                 records=records,
                 ownership=ownership,
+                removals=removals,
                 issuer=issuer,
                 events=events,
                 outage=Outage("auth", on_failure),

@@ -74,6 +74,10 @@ class Ownership:
         if not owns and not self._within(host, kind, name):
             await self._refuse(host, kind, name, operation, owner or "nobody")
 
+    async def owned(self, kind: Kind, name: str) -> bool:
+        """Whether a name is somebody's."""
+        return bool(name) and "/" not in name and await self._owner(kind, name) is not None
+
     async def free(self, kind: Kind, name: str) -> bool:
         """Makes a name nobody's; False if it was."""
         if not name or "/" in name:

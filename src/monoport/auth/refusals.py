@@ -30,6 +30,12 @@ class NameOwned(Forbidden):
     code = "name_owned"
 
 
+class Removed(Forbidden):
+    """An administrator removed the database that a running agent registers; the text names the ways back."""
+
+    code = "removed"
+
+
 class Invalid(Refusal):
     """The request makes no sense as it is."""
 

@@ -87,6 +87,13 @@ class Resources:
             except NotFoundError:
                 continue  # it expired or somebody else removed it: gone is gone
 
+    async def withdraw(self, resource: Resource) -> None:
+        """Removes what one host registered; nothing happens if it is gone already."""
+        try:
+            await self._storage.delete(key_of(resource))
+        except NotFoundError:
+            return
+
     async def delete_of_host(self, host_id: str) -> bool:
         """Removes what a host has registered; False if that is nothing."""
         databases = await self._storage.range(f"{PREFIX}db")

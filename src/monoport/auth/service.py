@@ -33,6 +33,7 @@ from monoport.auth.narrowing import narrow
 from monoport.auth.ownership import Ownership
 from monoport.auth.permissions import Operation, may_emit, require
 from monoport.auth.refusals import Forbidden, Invalid, LoginLocked, NotFound, Refusal, UserLocked, WrongPassword
+from monoport.auth.removals import Removals
 from monoport.auth.resources import Resources, Write
 from monoport.auth.tokens import Tokens
 from monoport.auth.users import Users
@@ -54,6 +55,7 @@ class Parts:
     hosts: Hosts
     records: HostRecords
     ownership: Ownership
+    removals: Removals
     issuer: Issuer
     events: EventLog
     outage: Outage
@@ -207,10 +209,10 @@ class Service:
         await self._require(caller, Operation.RENEW)
         return await self.parts.hosts.renew(caller, request)
 
-    async def heartbeat(self, caller: Identity, resource: Resource) -> None:
-        """Notes that a node or database of the calling host is there."""
+    async def heartbeat(self, caller: Identity, resource: Resource, first: bool = False) -> None:
+        """Notes that a node or database of the calling host is there; `first` since the host's start."""
         await self._require(caller, Operation.HEARTBEAT)
-        await self.parts.inventory.heartbeat(caller, resource)
+        await self.parts.inventory.heartbeat(caller, resource, first)
 
     async def watch(self, caller: Identity, write: Write) -> None:
         """Writes one watch; agents are not told of nodes and databases."""

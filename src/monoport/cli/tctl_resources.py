@@ -75,8 +75,8 @@ def get(beside: Beside, what: str, output: str) -> None:
 def rm(beside: Beside, what: str) -> None:
     """Remove one resource.
 
-    db/NAME also frees the name for agents of other tokens. node/NAME and node/HOST-ID remove the host itself, of any
-    kind, which then has to join again, and free its name.
+    db/NAME stays away until its agent is restarted or tctl db allow NAME, and is free for agents of other tokens.
+    node/NAME and node/HOST-ID remove the host itself, of any kind, which then has to join again, and free its name.
     """
     kind, name = _parse(what)
     if not name:
@@ -88,8 +88,8 @@ def rm(beside: Beside, what: str) -> None:
     beside.ask(remove)
     click.echo(f"{kind}/{printable(name)} removed")
     if kind == "db":
-        warn("an agent that still runs registers it again within 15 s: take it out of its configuration, or remove the")
-        warn("agent's host with tctl rm node/HOST-ID, as listed by tctl db ls")
+        warn("agents that run take no new sessions for it within 15 s; a restart brings it back if still configured,")
+        warn(f"and tctl db allow {printable(name)} without one")
 
 
 @click.group(cls=Group)
@@ -149,6 +149,19 @@ def db_ls(beside: Beside, output: str) -> None:
     columns = [Column("Database", "name", "bold"), Column("Protocol", "protocol"), Column("Version", "version")]
     columns += [Column("State", "state"), Column("Labels", "labels"), Column("Agent", "host_id")]
     show(rows, columns, output)
+
+
+@db.command("allow")
+@click.argument("name")
+@pass_beside
+def db_allow(beside: Beside, name: str) -> None:
+    """Let running agents serve a removed database again."""
+
+    async def ask(client: AuthClient) -> None:
+        await client.databases_allow(name)
+
+    beside.ask(ask)
+    click.echo(f"db/{printable(name)} is allowed: agents that have it register it within 15 s")
 
 
 @click.command()

@@ -517,3 +517,24 @@ async def test_heartbeats_and_health(cluster: Cluster) -> None:
             assert made.agent.health["orders"] == ""
             assert "cannot be reached" in made.agent.health["down"]
     assert all(12 <= pause <= 15 for pause in pauses)
+
+
+async def test_a_removed_database_is_not_served_until_it_is_allowed_again(cluster: Cluster, capsys) -> None:
+    async with Script(cluster, leaves).running() as server, world(cluster, configured(port=server.port)) as made:
+        agent = made.agent
+        made.auth.error = AuthError("unavailable", "away")
+        await agent._tell("orders")
+        made.auth.error = None
+        for _ in range(2):
+            await agent._tell("orders")
+        assert made.auth.first == [True, True, False], "the first that is heard says that we have started"
+        made.auth.error = AuthError("removed", "removed by an administrator")
+        for _ in range(3):
+            await agent._tell("orders")
+        assert capsys.readouterr().out.count("no longer served") == 1, "said once, not with every heartbeat"
+        assert (await refused(made, preface(cluster.user()))).code == dial.NOT_SERVED
+        made.auth.error = None
+        await agent._tell("orders")
+        assert made.auth.first[-1] is False
+        async with serving(made, preface(cluster.user())) as served:
+            await served.accepted()

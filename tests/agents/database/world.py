@@ -133,6 +133,7 @@ class Auth:
         self._cluster = cluster
         self.asked: list[str] = []
         self.beats: list[Resource] = []
+        self.first: list[bool] = []  # of each heartbeat, refused ones included
         self.ttl = timedelta(hours=1)
         self.error: Exception | None = None
 
@@ -154,7 +155,8 @@ class Auth:
         issued = issue_database_client(ca, public_key, user, datetime.now(UTC), expires, database=name)
         return Certificate(certificate=issued, expires=expires, cas=self._cluster.trusted)
 
-    async def heartbeat(self, resource: Resource) -> None:
+    async def heartbeat(self, resource: Resource, *, first: bool = False) -> None:
+        self.first.append(first)
         if self.error is not None:
             raise self.error
         self.beats.append(resource)

@@ -37,6 +37,7 @@ from monoport.tunnel.preface import Preface
 HEARTBEAT = 15.0  # seconds, up to a fifth less: the inventory forgets a database after 60
 STATEMENT = "db.query"  # the event of one statement, in every protocol
 PROBLEM = 256  # characters of what is wrong with a server, for listings
+REMOVED = "removed"  # auth's code for a database that an administrator has removed
 PROBE = 10.0  # seconds that a probe of a real server may take
 
 _log = structlog.get_logger()
@@ -58,7 +59,7 @@ class Directory(Protocol):
 class Auth(Signer, Protocol):
     """What the agent asks of the auth service; `auth.client.AuthClient` is one."""
 
-    async def heartbeat(self, resource: Resource) -> None: ...
+    async def heartbeat(self, resource: Resource, *, first: bool = False) -> None: ...
 
 
 class Databases:
@@ -96,6 +97,8 @@ class Databases:
         issuer = Issuer(auth, lambda: directory.cas, now=now)
         self._resources = {one.name: _resource(one, host_id) for one in databases}
         self._engines = {one.name: _engine(table[one.protocol], one, issuer) for one in databases}
+        self._told: set[str] = set()  # databases that auth has heard of from this process
+        self._removed: set[str] = set()  # databases that an administrator has removed since
         self._sessions: dict[str, tuple[str, Session]] = {}  # by connection id: database and session
         self.begun: Counter[str] = Counter()  # sessions by protocol, since the start of this process
         self.statements: Counter[str] = Counter()  # that were recorded, by protocol
@@ -155,13 +158,22 @@ class Databases:
 
     async def _tell(self, name: str) -> None:
         try:
-            await self._auth.heartbeat(self._resources[name])
+            await self._auth.heartbeat(self._resources[name], first=name not in self._told)
         except AuthError as error:
-            _log.warning("heartbeat failed", database=name, reason=str(error))
+            if error.code != REMOVED:
+                _log.warning("heartbeat failed", database=name, reason=str(error))
+            elif name not in self._removed:
+                self._removed.add(name)
+                _log.warning("database no longer served", database=name, reason=str(error))
+            return
+        self._told.add(name)
+        if name in self._removed:
+            self._removed.remove(name)
+            _log.info("database served again", database=name)
 
     async def _session(self, asked: Preface, stream: Stream) -> None:
         engine = self._engines.get(asked.target)
-        if engine is None:
+        if engine is None or asked.target in self._removed:
             raise dial.DialRefused(dial.NOT_SERVED, f'database "{asked.target}" is not registered here')
         permit, who = await self._authorised(asked)
         protocol = who["protocol"]
