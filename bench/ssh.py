@@ -321,7 +321,7 @@ chain (`ssh` with `tsh proxy ssh` as its ProxyCommand, proxy, tunnel, node agent
 through a jump host's sshd to a node's sshd. Processor time of all processes of a chain; the client's
 side is `ssh` and what it starts. Both ends of both chains use {CIPHER} and P-256 keys. In a round,
 {SESSIONS} sessions one after the other, and {BULK:g} GB in each direction. Where the time goes is in
-[decisions/0009-ssh-chain.md](decisions/0009-ssh-chain.md).
+[decisions/0010-ssh-chain.md](decisions/0010-ssh-chain.md).
 """
 
 

@@ -68,6 +68,7 @@ TABLE: list[tuple[str, str, Any, frozenset[str]]] = [
     ("DELETE", "/v1/resources/lock/gone", None, MANAGERS),
     ("DELETE", "/v1/resources/user/gone", None, MANAGERS),
     ("DELETE", "/v1/resources/node/gone", None, MANAGERS),
+    ("POST", "/v1/databases/gone/allow", None, MANAGERS),
     ("POST", "/v1/users", {"name": "carol", "roles": ["access"], "password": "long enough"}, MANAGERS),
     ("POST", "/v1/users/alice/reset", {"password": "long enough"}, MANAGERS),
     ("POST", "/v1/users/alice/update", {"traits": {"team": ["red"]}}, MANAGERS),
@@ -156,8 +157,8 @@ def pattern(path):
     parts = path.split("/")
     if parts[2] == "resources" and len(parts) > 3:
         return "/".join(["", "v1", "resources", "{kind}", *(["{name}"] if len(parts) > 4 else [])])
-    if parts[2] == "users" and len(parts) > 3:
-        return "/v1/users/{name}/" + path.rpartition("/")[2]
+    if parts[2] in ("users", "databases") and len(parts) > 3:
+        return f"/v1/{parts[2]}/{{name}}/{parts[-1]}"
     if parts[2] == "recordings" and len(parts) > 3:
         return "/".join(["/v1/recordings/{id}", *parts[4:]]).replace("parts/0", "parts/{offset:int}")
     return path

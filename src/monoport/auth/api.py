@@ -135,7 +135,7 @@ class _Calls:
         return _answer(await self._service.renew(_caller(request), await _body(request, messages.Renew)))
 
     async def heartbeat(self, request: Request) -> Response:
-        first = request.query_params.get("first") == "yes"
+        first = request.query_params.get("first") == "true"
         await self._service.heartbeat(_caller(request), await _resource(request), first)
         return _done()
 

@@ -155,7 +155,7 @@ class AuthClient(Calls):
         Args:
             first: nothing was said of it since this process started, so that it may be back after its removal.
         """
-        path = "/v1/heartbeat?first=yes" if first else "/v1/heartbeat"
+        path = "/v1/heartbeat?first=true" if first else "/v1/heartbeat"
         await self._call("POST", path, _document(resource), again=True)
 
     async def database_client_certificate(
