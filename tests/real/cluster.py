@@ -154,6 +154,7 @@ class Cluster:
         self.name = name
         self.port = free_port()
         self.mysql_port = free_port()
+        self.mongo_port = free_port()
         self.daemons: list[Daemon] = []
         self.people: list[Path] = []
         self.config = root / "proxy.yaml"
@@ -163,6 +164,7 @@ class Cluster:
             f"auth_service:\n  enabled: yes\n  cluster_name: {name}\n"
             f"proxy_service:\n  enabled: yes\n  web_listen_addr: 127.0.0.1:{self.port}\n"
             f"  public_addr: ['localhost:{self.port}']\n"
+            f"  mongo_listen_addr: 127.0.0.1:{self.mongo_port}\n"
             f"  proxy_protocol: {{networks: {BALANCER}}}\n"
             f"  mysql_listen_addr: 127.0.0.1:{self.mysql_port}\n"
             f"  mysql_on_silence: 500ms\n"

@@ -28,6 +28,7 @@ STRAIGHT = (
 LENT = "`tsh proxy db --tunnel mongo`, and the connection string that it prints"
 
 OWN = "`tsh proxy db mongo`, and the connection string that it prints: the client's own TLS inside ours"
+LEGACY = "to `mongo_listen_addr`: `mongodb://localhost:PORT/?tls=true&…`, as straight to the port"
 SOCKET = "`tsh proxy db --unix PATH mongo`, and the connection string that it prints"
 
 
@@ -130,6 +131,12 @@ def test_what_was_run_is_in_the_audit_log(cluster: Cluster, straight: str) -> No
     ran = [one for one in events if one.get("protocol") == "mongodb"]
     assert {"insert app.people", "find app.people", "drop app.people"} <= {one["statement"] for one in ran}
     assert {one["user"] for one in ran} == {"alice@example.com"}
+
+
+@pytest.mark.client(Client("PyMongo", "mongodb", LEGACY, PYMONGO))
+def test_pymongo_at_the_port_of_its_own(cluster: Cluster, straight: str) -> None:
+    """The name is the proxy's own; the certificate says which database."""
+    talk(straight.replace(f"mongo.db.localhost:{cluster.port}", f"localhost:{cluster.mongo_port}"))
 
 
 def test_a_certificate_that_names_no_database_user(alice: Person, straight: str) -> None:

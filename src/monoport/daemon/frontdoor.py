@@ -23,6 +23,7 @@ from monoport.daemon.member import Member
 from monoport.errors import Failure
 from monoport.net.balancers import Balancers
 from monoport.net.listener import Limits, Listener
+from monoport.net.sockets import SocketStream
 from monoport.proxy.auth import AuthService
 from monoport.proxy.connection import FrontDoor, Handler, serve
 from monoport.proxy.contexts import Contexts, KeyPair
@@ -57,6 +58,7 @@ class Proxy:
         self.connections = Connections()
         self._listener: Listener | None = None
         self._over = asyncio.Event()
+        self._own: dict[str, str] = {}  # by port: protocols that begin with TLS and have it for themselves
         self._stamps: tuple[tuple[int, int], ...] = ()
         self._public = self._fresh_keypairs() or ()
         self.contexts = Contexts(self._shown(), self._public, self._trusted())
@@ -91,6 +93,8 @@ class Proxy:
         networks = service.proxy_protocol.networks
         balancers = Balancers(networks) if networks else None
         sockets = [one for found in bound.values() for one in found]
+        by_name = (one.name for one in protocols.TABLE.values() if one.routing.by_name)
+        self._own = {str(sock.getsockname()[1]): name for name in by_name for sock in bound.get(name, ())}
         greets = {one: seconds for name, seconds in self._greets.items() for one in bound.get(name, ())}
         self._listener = Listener(sockets, self._serve, limits, self.connections.turned_away, balancers, greets=greets)
         async with asyncio.TaskGroup() as group:
@@ -134,7 +138,10 @@ class Proxy:
         self.contexts.update(self._shown(), self._public, self._trusted())
 
     async def _serve(self, arrival: object) -> None:
-        await serve(arrival, self.front)  # type: ignore[arg-type]
+        stream = arrival.stream  # type: ignore[attr-defined]
+        port = stream.local.rpartition(":")[2] if self._own and isinstance(stream, SocketStream) else ""
+        own = self._own.get(port, "")
+        await serve(arrival, self.front, own)  # type: ignore[arg-type]
 
     def _changed(self, change: Change) -> None:
         if not isinstance(change, Put | Removed):

@@ -122,12 +122,15 @@ class FrontDoor:
     cas: Callable[[], ClusterCas]
 
 
-async def serve(arrival: Arrival, front: FrontDoor) -> None:
-    """Serve one connection from its first bytes to its end; the listener's `serve`."""
+async def serve(arrival: Arrival, front: FrontDoor, said: str = "") -> None:
+    """Serve one connection from its first bytes to its end; the listener's `serve`.
+
+    said: the protocol whose own port it came to, where that protocol's clients begin with TLS.
+    """
     connection = Connection(arrival.id, arrival.source, arrival.stream, front)
     front.connections.opened(connection)
     try:
-        route = connection.route = await _route(arrival, front.table)
+        route = connection.route = await _route(arrival, front.table, said)
         arrival.routed()
         handler = front.handlers.get(route.kind)
         if handler is None:
@@ -152,9 +155,8 @@ async def serve(arrival: Arrival, front: FrontDoor) -> None:
         front.connections.closed(connection)
 
 
-async def _route(arrival: Arrival, table: Table) -> Route:
+async def _route(arrival: Arrival, table: Table, said: str) -> Route:
     """Step 1: the first bytes decide where to, or that there are none."""
-    said = ""
     while True:
         outcome = decide(arrival.first, table, said) if arrival.first else silence(table, said=said)
         match outcome:
