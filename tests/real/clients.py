@@ -140,14 +140,10 @@ def _opening(line: Mapping[str, str], inside: Iterable[str]) -> str:
         return f"`{said}`"
     names = [f"{what} `{line[key]}`" for what, key in (("ALPN", "alpn"), ("SNI", "sni")) if line[key] != "None"]
     text = f"TLS with {', '.join(names)}" if names else "TLS without SNI and ALPN"
-<<<<<<< HEAD
     if line["rule"].endswith("-greeting"):
         text = f"nothing until it is greeted, then {text}"
-    if line["rule"].endswith("-upgraded"):
-=======
     found = protocols.TABLE.get(line["rule"].removesuffix("-upgraded"))
     if line["rule"].endswith("-upgraded") and found is not None and not found.routing.by_name:
->>>>>>> efd8abb (mongo_listen_addr: on a port of its own a MongoDB client needs no name under db.<public address>)
         text = f"its protocol's request for TLS, then {text}"
     inner = [f"`{each}`" for each in inside]
     if line["kind"] == "ssh":
