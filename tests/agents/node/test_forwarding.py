@@ -406,3 +406,26 @@ async def test_openssh_forwards_both_ways_and_shows_refusals(world, need):
     assert refused.status == 255
     assert b"Remote: remote forwarding of :" in refused.err
     assert b"listening on other addresses than loopback is not allowed [connection c-1]" in refused.err
+
+
+async def test_sessions_that_end_while_their_display_is_made_leave_none(world, make_role):
+    world.roles["access"] = make_role(permit_x11_forwarding=True)
+    async with world.connected() as client:
+        for _ in range(3):
+            opened = [client.create_session(asyncssh.SSHClientSession, "cat", encoding=None) for _ in range(8)]
+            channels = [channel for channel, _ in await asyncio.gather(*opened)]
+            for channel in channels:
+                told = Boolean(False), String("MIT-MAGIC-COOKIE-1"), String("0f" * 16), UInt32(0)
+                channel._send_request(b"x11-req", *told)
+                channel.abort()
+            await asyncio.gather(*(channel.wait_closed() for channel in channels))
+        channel, _ = await client.create_session(asyncssh.SSHClientSession, "cat", encoding=None)
+        assert await x11(channel) is True, "the displays of those that are gone are free again"
+        await world.until(lambda: len(displays()) == 1)
+
+
+def displays() -> set[int]:
+    """Numbers of the displays that listen on this machine's loopback."""
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    ports = [int(row[1].partition(":")[2], 16) - display.BASE_PORT for row in rows if row[3] == "0A"]
+    return {port for port in ports if display.FIRST <= port < display.LAST}

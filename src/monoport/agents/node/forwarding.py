@@ -91,6 +91,7 @@ class Forwards:
         self._room = asyncio.Semaphore(FORWARDED)
         self._standing: list[Standing] = []
         self._displays: dict[object, Standing] = {}
+        self._making = 0  # displays that the child is asked for
         self._agent: Standing | None = None
         self._denials = 0
 
@@ -255,7 +256,9 @@ class Forwards:
     async def _to_agent(self, factory: Callable[[], ChannelSession]) -> None:
         await self._made().create_agent_channel(window=link.WINDOW, max_pktsize=link.PACKET).open(factory)
 
-    async def display(self, channel: object, protocol: bytes, cookie: bytes, screen: int) -> str | None:
+    async def display(
+        self, channel: asyncssh.SSHServerChannel[bytes], protocol: bytes, cookie: bytes, screen: int
+    ) -> str | None:
         """Offer the user's display to one session (RFC 4254 section 6.3); return DISPLAY, None where that is refused.
 
         The cookie is the client's own invention, which it replaces by the real one: that never comes here.
@@ -264,12 +267,20 @@ class Forwards:
             rule = await self._allow(Forwarding.X11, "")
             if not display.fits(protocol, cookie):
                 raise Refused("an authorisation that no display takes")
-            if len(self._displays) >= DISPLAYS:
+            if len(self._displays) + self._making >= DISPLAYS:
                 raise Refused(f"more than {DISPLAYS} displays")
-            await self._audit.emit("x11.forward", **self._user.facts, rule=rule)
-            number, path, found = await self._opener.display(protocol.decode("ascii"), cookie)
+            self._making += 1
+            try:
+                await self._audit.emit("x11.forward", **self._user.facts, rule=rule)
+                number, path, found = await self._opener.display(protocol.decode("ascii"), cookie)
+            finally:
+                self._making -= 1
         except (OSError, ValueError, Failure) as error:
             self._tell("X11 forwarding", error)
+            return None
+        if channel.is_closing():  # meanwhile: it was detached before it had any
+            Standing(Forwarding.X11, "", found).stop()
+            self._opener.remove(path)
             return None
         name = f"localhost:{number}.{screen}"
         standing = self._displays[channel] = Standing(Forwarding.X11, name, found, path, name)
