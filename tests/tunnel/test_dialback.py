@@ -12,7 +12,7 @@ from monoport.net.memory import pair
 from monoport.net.stream import Stream
 from monoport.tunnel import dial, dialback
 from monoport.tunnel.dial import DialError, DialRefused
-from monoport.tunnel.dialback import SPARES, Orders, Tokens, Unexpected
+from monoport.tunnel.dialback import SPARES, FrameError, Orders, Tokens, Unexpected
 from monoport.tunnel.preface import Kind as Wanted
 from monoport.tunnel.preface import Preface
 from monoport.tunnel.proxy import CHANNELS
@@ -280,3 +280,26 @@ async def test_an_agent_dials_no_more_than_its_limit(world, monkeypatch):
         with pytest.raises(DialError):  # nor does it take a channel
             await once(world)
         assert not backs.names
+
+
+async def test_an_agent_cannot_report_more_failures_than_it_has_orders():
+    clock = Clock()
+    orders = Orders("d1", Tokens(clock), clock)
+    ours, theirs = pair()
+    async with asyncio.timeout(5), asyncio.TaskGroup() as group:
+        serving = group.create_task(_raised(orders.serve(ours)))
+        asking = group.create_task(orders.connection())
+        for _ in range(1 + SPARES):
+            await dial.ordered(theirs)
+        for _ in range(1 + SPARES):
+            dial.failed(theirs, "no way")
+        assert await asking is None
+        assert not serving.done()
+        dial.failed(theirs, "no way")
+    assert "more failures than orders" in str(serving.result())
+
+
+async def _raised(work: Awaitable[None]) -> FrameError:
+    with pytest.raises(FrameError) as raised:
+        await work
+    return raised.value

@@ -76,16 +76,20 @@ class Orders:
         self._control: Stream | None = None
         self._out: deque[float] = deque()  # when the tokens expire that nobody has come with yet
         self._waiting: deque[asyncio.Future[Stream | None]] = deque()
+        self._unreported = 0  # orders that may have failed: an agent has no more to say than that
         self._spares: deque[Stream] = deque()
         self._not_before, self._rest = 0.0, FIRST_REST
         self._cooling: asyncio.TimerHandle | None = None
 
     async def serve(self, control: Stream) -> None:
-        """Send orders over `control`, and take its reports of failures, until it ends."""
-        self._control = control
+        """Send orders over `control`, and take its reports of failures, until it ends; raises FrameError."""
+        self._control, self._unreported = control, 0
         try:
             while True:
                 reason = await dial.failure(control)
+                self._unreported -= 1
+                if self._unreported < 0:
+                    raise FrameError("more failures than orders")
                 _log.info("the agent cannot dial back", host=self.host_id, reason=reason)
                 self._give_up()
         except EndOfStream:
@@ -148,6 +152,7 @@ class Orders:
         for _ in range(wanted):
             dial.order(self._control, self._tokens.issue(self))
             self._out.append(now + TOKEN_SECONDS)
+            self._unreported += 1
 
     def _give_up(self) -> None:
         """Nobody comes: those who wait take a channel, and so does everyone for a while."""
