@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import zlib
 from typing import Any
 
 import bson as pymongo_bson
@@ -347,3 +348,12 @@ def test_what_is_kept_is_bounded_and_one_reply() -> None:
         replies.expect(7, keep=100)
         with pytest.raises(ProtocolError, match=why):
             replies.receive(data)
+
+
+def test_a_first_message_is_bounded_as_it_is_when_unpacked() -> None:
+    """Ten kilobytes held the proxy for most of a second, from anybody with a certificate."""
+    plain = op_msg(HELLO | {"padding": "x" * MAX_OPENING})[16:]
+    squeezed = struct.pack("<iiB", MSG, len(plain), 2) + zlib.compress(plain)
+    step = certified().receive(HEADER.pack(16 + len(squeezed), 7, 0, messages.COMPRESSED) + squeezed)
+    assert isinstance(step, Closed)
+    assert "when unpacked, limit 16384" in step.reason

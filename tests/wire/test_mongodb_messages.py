@@ -91,7 +91,7 @@ def test_the_body_may_come_last() -> None:
         (msg(sequence(b"documents", bson.encode({}))), "without a body"),
         (msg(b"\2" + bson.encode(PING)), "unknown kind 2"),
         (msg(body(PING), sequence(b"a"), sequence(b"a")), "of one name"),
-        (msg(body(PING), *(sequence(b"%d" % n) for n in range(17))), "more than 16"),
+        (msg(body(PING), *(sequence(b"%d" % n) for n in range(3))), "more than 2"),
         (msg(body(PING), b"\1\0\0"), "without its length"),
         (msg(body(PING), sequence(b"a", size=100)), "says 100 bytes"),
         (msg(body(PING), sequence(b"a", size=4)), "says 4 bytes"),

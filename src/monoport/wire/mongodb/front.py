@@ -8,7 +8,7 @@ from monoport.wire.front import NOTHING_KNOWN, Closed, Known, Login, Secured, Se
 from monoport.wire.mongodb import hello
 from monoport.wire.mongodb.messages import Framer, Message, ProtocolError, answer, msg, parse
 
-MAX_OPENING = 16_384  # bytes of a first message: client metadata has 512, speculative authentication about as many
+MAX_OPENING = 16_384  # bytes of a first message, unpacked: metadata has 512, speculative authentication about as many
 
 
 MAX_TOLD = 4  # answers to a client that is refused: drivers try some commands a second time
@@ -44,7 +44,7 @@ class MongoFront:
             whole = self._framer.receive(data)
             if whole is None:
                 return None
-            first = parse(whole)
+            first = parse(whole, limit=MAX_OPENING)
             name = hello.hello_name(first)
             user = hello.named_user(first) if name is not None else ""
         except ProtocolError as error:
@@ -101,7 +101,7 @@ class Refusing:
             return Closed("told why it is refused")
         try:
             whole = self._framer.receive(data)
-            return None if whole is None else Send(self.answer(parse(whole)))
+            return None if whole is None else Send(self.answer(parse(whole, limit=MAX_OPENING)))
         except ProtocolError as error:
             return Closed(str(error))
 

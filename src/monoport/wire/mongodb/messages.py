@@ -15,7 +15,7 @@ from monoport.wire.mongodb import bson
 MAX_MESSAGE = 48_000_000  # bytes: maxMessageSizeBytes of every server
 MAX_REPLY = 48 * 1024 * 1024 + 16 * 1024  # what a server may send: 48 MB of documents, however it counts them
 MAX_SUMMED = 256 * 1024  # of a message with a checksum: 256 KiB take 25 ms to verify here, and no driver sends one
-MAX_SECTIONS = 16  # kind 1; commands with more than two of them are not known
+MAX_SECTIONS = 2  # kind 1; commands with more of them are not known, and each may hold MAX_BATCH documents
 MAX_BATCH = 100_000  # documents in one section: maxWriteBatchSize of every server
 
 REPLY, UPDATE, INSERT, QUERY, GET_MORE, DELETE, KILL_CURSORS, COMPRESSED, MSG = (
@@ -121,8 +121,8 @@ class Framer:
         return self.take()
 
 
-def parse(data: bytes, *, inflated: bool = False) -> Message:
-    """Read one whole message of a client. Raises ProtocolError."""
+def parse(data: bytes, *, limit: int = MAX_MESSAGE, inflated: bool = False) -> Message:
+    """Read one whole message of a client, of at most `limit` bytes when unpacked. Raises ProtocolError."""
     _, request_id, response_to, opcode = HEADER.unpack_from(data)
     if response_to:
         raise ProtocolError("a request that says it is a response")
@@ -133,7 +133,7 @@ def parse(data: bytes, *, inflated: bool = False) -> Message:
             case 2004:
                 return _query(data, request_id)
             case 2012 if not inflated:
-                return parse(_inflate(data, request_id), inflated=True)
+                return parse(_inflate(data, request_id, limit), inflated=True)
     except bson.BsonError as error:
         raise ProtocolError(str(error)) from error
     raise ProtocolError(f"message of kind {opcode}, which MongoDB itself no longer takes")
@@ -207,14 +207,14 @@ def _query(data: bytes, request_id: int) -> Query:
     return Query(request_id, collection, data, (start, end))
 
 
-def _inflate(data: bytes, request_id: int) -> bytes:
+def _inflate(data: bytes, request_id: int, limit: int) -> bytes:
     """Return the message inside an OP_COMPRESSED, which nobody here has offered to take, but some may send."""
     if len(data) < HEADER.size + _COMPRESSION.size:
         raise ProtocolError(f"OP_COMPRESSED of {len(data)} bytes")
     opcode, size, compressor = _COMPRESSION.unpack_from(data, HEADER.size)
     packed = memoryview(data)[HEADER.size + _COMPRESSION.size :]
-    if not 0 <= size <= MAX_MESSAGE - HEADER.size:
-        raise ProtocolError(f"OP_COMPRESSED of {size} bytes when unpacked, limit {MAX_MESSAGE}")
+    if not 0 <= size <= limit - HEADER.size:
+        raise ProtocolError(f"OP_COMPRESSED of {size} bytes when unpacked, limit {limit}")
     if compressor == _NOOP:
         plain = bytes(packed)
     elif compressor == _ZLIB:
