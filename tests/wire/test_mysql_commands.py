@@ -271,7 +271,15 @@ def test_the_clients_file_never_reaches_a_server_unless_a_role_says_so() -> None
     with pytest.raises(ProtocolError, match="where 3 was due"):
         run(allowed, packet(2, b"x") + packet(5, b"y"))
     late = Commands(Judge(("local_infile",)))
-    assert run(late, query("load data local infile 'x' into table t")).error == (3948, "connect anew")
+    assert run(late, query("load data local infile 'x' into table t")).error == (
+        3948,
+        "files may be sent from the next login on",
+    )
+
+
+def test_a_role_that_is_taken_away_counts_at_once() -> None:
+    commands = Commands(Judge(), local_files=True)
+    assert run(commands, query("load data local infile 'x' into table t")).error == (3948, "local_infile denied")
 
 
 def test_a_file_whose_packet_is_of_the_largest_size_does_not_end_there() -> None:

@@ -319,8 +319,9 @@ class Commands:
                     if reason := self._judge.database(database):
                         return self._refuse(1044, "42000", reason)
                 case ReadFile():
-                    if reason := "" if self._local_files else self._judge.feature(LOCAL_FILES) or "connect anew":
-                        return self._refuse(3948, "42000", reason)
+                    reason = self._judge.feature(LOCAL_FILES)
+                    if reason or not self._local_files:
+                        return self._refuse(3948, "42000", reason or "files may be sent from the next login on")
                 case Unclear():
                     return self._refuse(1235, "42000", "comments that only some servers read are too tangled here")
                 case Kill(None):
