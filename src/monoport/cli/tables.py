@@ -1,12 +1,13 @@
 """Listings: rows of values as an aligned table, JSON or YAML.
 
-Belongs here: how rows look. What the rows are, the commands decide. Everything that reaches a terminal goes through
-`printable`, since most of it was typed by somebody else. The libraries that draw are imported when they are needed:
-ssh starts `tsh proxy ssh` once per connection, and it prints nothing.
+Belongs here: how rows look. What the rows are, the commands decide; what a terminal has room for, `fitting`. Everything
+that reaches a terminal goes through `printable`, since most of it was typed by somebody else. The libraries that draw
+are imported when they are needed: ssh starts `tsh proxy ssh` once per connection, and it prints nothing.
 """
 # ruff: noqa: PLC0415
 
 import json
+import shutil
 import sys
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,13 +18,17 @@ from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 import click
 
+from monoport.cli.fitting import Wish, fit
+
 if TYPE_CHECKING:
     from rich.text import Text
 
 Row = Mapping[str, Any]
 Command = TypeVar("Command", bound=Callable[..., Any])
 
-FORMATS = ("text", "json", "yaml")
+TABLES = ("text", "wide")  # as a table; in full everywhere, or cut to the width of a terminal
+FORMATS = (*TABLES, "json", "yaml")
+MARK = "…"  # ends a cell that is not shown in full
 GAP = "  "  # two blanks: one is easily lost in proportional fonts of bug reports
 
 # Control, format (bidirectional overrides hide in it), surrogate, private use, unassigned, line, paragraph separator.
@@ -32,11 +37,17 @@ _UNPRINTABLE = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """One column of a listing: its title, the row's key, and the rich style it has at a terminal."""
+    """One column of a listing: its title, the row's key, and the rich style it has at a terminal.
+
+    Where a terminal is too narrow for all, columns are left out, the highest rank first and those of rank 0 never, and
+    those that are not `whole` are shortened.
+    """
 
     title: str
     key: str
     style: str = ""
+    rank: int = 0
+    whole: bool = False
 
 
 def printable(text: object) -> str:
@@ -102,7 +113,7 @@ def size(octets: int) -> str:
 
 
 def format_option(command: Command) -> Command:
-    """Adds `--format text|json|yaml`, passed to the command as `output`."""
+    """Adds `--format text|wide|json|yaml`, passed to the command as `output`."""
     option = click.option(
         "--format", "output", type=click.Choice(FORMATS), default="text", show_default=True, help="How to print."
     )
@@ -112,6 +123,8 @@ def format_option(command: Command) -> Command:
 def show(rows: Sequence[Row], columns: Sequence[Column], output: str = "text", file: TextIO | None = None) -> None:
     """Prints a listing: a table of the columns, or every key of every row as a JSON or YAML list.
 
+    At a terminal a table is no wider than that, unless "wide" is asked for.
+
     Args:
         rows: the values, one mapping per line.
         columns: what the table shows; json and yaml ignore it.
@@ -119,8 +132,8 @@ def show(rows: Sequence[Row], columns: Sequence[Column], output: str = "text", f
         file: where to print, standard output if not given.
     """
     target = sys.stdout if file is None else file
-    if output == "text":
-        _print_table(rows, columns, target)
+    if output in TABLES:
+        _print_table(rows, columns, target, full=output == "wide")
     else:
         target.write(document([plain(row) for row in rows], output))
 
@@ -162,21 +175,52 @@ def plain(value: object) -> Any:
             return str(value)
 
 
-def _print_table(rows: Sequence[Row], columns: Sequence[Column], file: TextIO) -> None:
+def _print_table(rows: Sequence[Row], columns: Sequence[Column], file: TextIO, *, full: bool) -> None:
     from rich.cells import cell_len
     from rich.console import Console
 
+    terminal = file.isatty()
     cells = [[cell(row.get(column.key)) for column in columns] for row in rows]
-    widths = [
+    natural = [
         max([cell_len(column.title), *(cell_len(line[index]) for line in cells)])
         for index, column in enumerate(columns)
     ]
+    widths, room = dict(enumerate(natural)), shutil.get_terminal_size().columns
+    if terminal and not full:
+        wishes = [Wish(width, one.rank, one.whole) for width, one in zip(natural, columns, strict=True)]
+        widths = fit(wishes, room, len(GAP))
     drawn = StringIO()  # written by us: where the reader has left, rich would exit with status 1
-    console = Console(file=drawn, force_terminal=file.isatty() or None, highlight=False, markup=False, emoji=False)
-    console.print(_line([column.title for column in columns], ["bold"] * len(columns), widths), soft_wrap=True)
+    console = Console(file=drawn, force_terminal=terminal or None, highlight=False, markup=False, emoji=False)
+
+    def put(line: Sequence[str], styles: Sequence[str]) -> None:
+        chosen = [(_shortened(line[index], width), styles[index], width) for index, width in widths.items()]
+        console.print(_line(*zip(*chosen, strict=True)), soft_wrap=True)
+
+    put([column.title for column in columns], ["bold"] * len(columns))
     for line in cells:
-        console.print(_line(line, [column.style for column in columns], widths), soft_wrap=True)
+        put(line, [column.style for column in columns])
+    if left := _left_out(columns, natural, widths, room):
+        console.print(left, style="dim", soft_wrap=True)
     file.write(drawn.getvalue())
+
+
+def _left_out(columns: Sequence[Column], natural: Sequence[int], widths: Mapping[int, int], room: int) -> str:
+    """What a table does not show, in one line, by name if there is room; empty if it shows everything."""
+    gone = [column.title for index, column in enumerate(columns) if index not in widths]
+    short = [columns[index].title for index, width in widths.items() if width < natural[index]]
+    found = [(titles, verb) for titles, verb in ((gone, "left out"), (short, "shortened")) if titles]
+    if not found:
+        return ""
+    end = "; --format=wide shows all"
+    named = f"{MARK} " + "; ".join(f"{verb}: {', '.join(titles)}" for titles, verb in found) + end
+    counted = (f"{len(titles)} column{'s' if len(titles) > 1 else ''} {verb}" for titles, verb in found)
+    return named if len(named) <= room else f"{MARK} " + ", ".join(counted) + end
+
+
+def _shortened(text: str, width: int) -> str:
+    from rich.cells import cell_len, set_cell_size
+
+    return text if cell_len(text) <= width else set_cell_size(text, width - 1).rstrip() + MARK
 
 
 def _line(cells: Sequence[str], styles: Sequence[str], widths: Sequence[int]) -> "Text":

@@ -15,7 +15,7 @@ from monoport.auth.messages import Status
 from monoport.cli import tctl_certificates, tctl_front, tctl_people, tctl_recordings, tctl_resources
 from monoport.cli.beside import DEFAULT_CONFIG, Beside, pass_beside
 from monoport.cli.run import Group, run, warn
-from monoport.cli.tables import Column, document, format_option, plain, printable, show
+from monoport.cli.tables import TABLES, Column, document, format_option, plain, printable, show
 from monoport.errors import Failure
 
 
@@ -49,7 +49,7 @@ def status(beside: Beside, output: str) -> None:
 
     found = beside.ask(ask)
     logs = _audit_logs(beside)
-    if output != "text":
+    if output not in TABLES:
         click.echo(document(plain({**found.model_dump(), "audit": logs}), output), nl=False)
         return
     click.echo(f"Cluster   {printable(found.cluster)}")

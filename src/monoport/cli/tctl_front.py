@@ -15,7 +15,7 @@ from monoport.auth.client import AuthClient
 from monoport.cli.beside import Beside, pass_beside
 from monoport.cli.options import NAMES
 from monoport.cli.run import Group
-from monoport.cli.tables import Column, ago, cell, document, format_option, printable, show, size
+from monoport.cli.tables import TABLES, Column, ago, cell, document, format_option, printable, show, size
 from monoport.errors import Failure
 
 PAGE = 500  # events asked for at once
@@ -47,9 +47,14 @@ def events_ls(beside: Beside, event_type: str | None, limit: int, output: str) -
         return found
 
     rows = [{**event.fields, "id": event.id, "time": event.time, "type": event.type} for event in beside.ask(ask)]
-    if output == "text":
+    if output in TABLES:
         rows = [{**row, "what": _rest(row)} for row in rows]
-    columns = [Column("Time", "time"), Column("Event", "type", "bold"), Column("User", "user"), Column("What", "what")]
+    columns = [
+        Column("Time", "time", whole=True),
+        Column("Event", "type", "bold", whole=True),
+        Column("User", "user"),
+        Column("What", "what"),
+    ]
     show(rows, columns, output)
 
 
@@ -63,6 +68,10 @@ def _quoted(text: str) -> str:
     return '"' + text.replace('"', '\\"') + '"' if " " in text else text
 
 
+# Titles, keys and styles of an explanation, whose reasons are read to their end, however long.
+_EXPLAINED = (("Rule", "rule", "bold"), ("Verdict", "verdict", ""), ("Why", "why", ""))
+
+
 @click.group(cls=Group)
 def route() -> None:
     """How connections are routed by their first bytes."""
@@ -74,10 +83,10 @@ def route() -> None:
 def route_ls(beside: Beside, output: str) -> None:
     """List the routing table, in its order."""
     columns = [
-        Column("Rule", "rule", "bold"),
+        Column("Rule", "rule", "bold", whole=True),
         Column("When", "when"),
         Column("Goes to", "goes_to"),
-        Column("TLS", "tls"),
+        Column("TLS", "tls", rank=1),
     ]
     show(beside.ask_daemon("/routes"), columns, output)
 
@@ -120,10 +129,10 @@ def route_explain(  # noqa: PLR0917 - click passes every option by its name
     if wanted:
         question["aim"] = wanted
     answer = beside.ask_daemon("/explain", question)
-    if output != "text":
+    if output not in TABLES:
         click.echo(document(answer, output), nl=False)
         return
-    columns = [Column("Rule", "rule", "bold"), Column("Verdict", "verdict"), Column("Why", "why")]
+    columns = [Column(title, key, style, whole=True) for title, key, style in _EXPLAINED]
     click.echo(printable(answer["outcome"]) + "\n")
     show(answer["steps"], columns)
     if "access" in answer:
@@ -159,22 +168,22 @@ def conns() -> None:
 def conns_ls(beside: Beside, output: str) -> None:
     """List live connections and the latest refusals."""
     rows = beside.ask_daemon("/conns")
-    if output == "text":
+    if output in TABLES:
         rows = [
             {**row, "age": ago(row["age_s"]), "in": size(row["bytes_in"]), "out": size(row["bytes_out"])}
             for row in rows
         ]
-    titles = {
-        "Id": "id",
-        "Source": "source",
-        "User": "user",
-        "Route": "route",
-        "SNI": "sni",
-        "ALPN": "alpn",
-        "State": "state",
-        "Age": "age",
-        "In": "in",
-        "Out": "out",
-        "Reason": "reason",
-    }
-    show(rows, [Column(title, key) for title, key in titles.items()], output)
+    columns = [
+        Column("Id", "id", whole=True),
+        Column("Source", "source", rank=1, whole=True),
+        Column("User", "user"),
+        Column("Route", "route"),
+        Column("SNI", "sni", rank=4),
+        Column("ALPN", "alpn", rank=5),
+        Column("State", "state"),
+        Column("Age", "age", rank=2),
+        Column("In", "in", rank=3),
+        Column("Out", "out", rank=3),
+        Column("Reason", "reason"),
+    ]
+    show(rows, columns, output)

@@ -16,7 +16,7 @@ from monoport.cli.beside import Beside, pass_beside
 from monoport.cli.newpassword import choose_password
 from monoport.cli.options import DURATION, NAMES, TRAIT
 from monoport.cli.run import Group
-from monoport.cli.tables import Column, cell, document, format_option, plain, printable, show
+from monoport.cli.tables import TABLES, Column, cell, document, format_option, plain, printable, show
 from monoport.errors import Failure
 
 
@@ -112,7 +112,11 @@ def users_ls(beside: Beside, output: str) -> None:
         for user in beside.ask(ask)
         if isinstance(user, User)
     ]
-    show(rows, [Column("User", "name", "bold"), Column("Roles", "roles"), Column("Traits", "traits")], output)
+    show(
+        rows,
+        [Column("User", "name", "bold", whole=True), Column("Roles", "roles"), Column("Traits", "traits", rank=1)],
+        output,
+    )
 
 
 @users.command("rm")
@@ -193,7 +197,7 @@ def tokens_add(  # noqa: PLR0917 - click passes every option by its name
         return await client.tokens_add(types, ttl, value, nodes=node, databases=db)
 
     made = beside.ask(add)
-    if output != "text":
+    if output not in TABLES:
         shown = {"token": made.token, "ca_pin": made.ca_pin, "types": made.types, "expires": made.expires}
         shown |= {"databases": made.databases} if made.databases else {}
         shown |= {"nodes": made.nodes} if made.nodes else {}
@@ -221,8 +225,12 @@ def tokens_ls(beside: Beside, output: str) -> None:
         return await client.tokens_list()
 
     rows = [one.model_dump() for one in beside.ask(ask)]
-    columns = [Column("Id", "id", "bold"), Column("Types", "types"), Column("Expires", "expires")]
-    show(rows, [*columns, Column("Databases", "databases"), Column("Nodes", "nodes")], output)
+    columns = [
+        Column("Id", "id", "bold", whole=True),
+        Column("Types", "types"),
+        Column("Expires", "expires", whole=True),
+    ]
+    show(rows, [*columns, Column("Databases", "databases", rank=1), Column("Nodes", "nodes", rank=1)], output)
 
 
 @tokens.command("rm")

@@ -27,7 +27,7 @@ from monoport.auth.client import AuthClient
 from monoport.cli.beside import Beside, pass_beside
 from monoport.cli.options import DURATION
 from monoport.cli.run import Group, warn
-from monoport.cli.tables import Column, document, format_option, printable, show
+from monoport.cli.tables import TABLES, Column, document, format_option, printable, show
 from monoport.errors import Failure
 
 MAX_FILE = 1024 * 1024  # octets of a file of resources, as the auth service takes them
@@ -63,7 +63,7 @@ def get(beside: Beside, what: str, output: str) -> None:
         return [await client.get(kind, name)] if name else await client.list(kind)
 
     documents = [to_document(resource) for resource in beside.ask(ask)]
-    if output == "text":
+    if output in TABLES:
         click.echo("---\n".join(document(one, "yaml") for one in documents), nl=False)
     else:
         click.echo(document(documents, output), nl=False)
@@ -111,7 +111,8 @@ def nodes_ls(beside: Beside, output: str) -> None:
         for node in beside.ask(ask)
         if isinstance(node, Node)
     ]
-    show(rows, [Column("Node", "name", "bold"), Column("Id", "id"), Column("Labels", "labels")], output)
+    columns = [Column("Node", "name", "bold", whole=True), Column("Id", "id", rank=2, whole=True)]
+    show(rows, [*columns, Column("Labels", "labels", rank=1)], output)
 
 
 @click.group(cls=Group)
@@ -142,12 +143,13 @@ def db_ls(beside: Beside, output: str) -> None:
         for one in beside.ask(ask)
         if isinstance(one, Database)
     ]
-    if output == "text":
+    if output in TABLES:
         rows = [
             {**row, "state": f"{row['state']}: {row['problem']}" if row["problem"] else row["state"]} for row in rows
         ]
-    columns = [Column("Database", "name", "bold"), Column("Protocol", "protocol"), Column("Version", "version")]
-    columns += [Column("State", "state"), Column("Labels", "labels"), Column("Agent", "host_id")]
+    columns = [Column("Database", "name", "bold", whole=True), Column("Protocol", "protocol", rank=1)]
+    columns += [Column("Version", "version", rank=3), Column("State", "state"), Column("Labels", "labels", rank=2)]
+    columns += [Column("Agent", "host_id", rank=4, whole=True)]
     show(rows, columns, output)
 
 

@@ -82,13 +82,13 @@ def logout(proxy: str | None, everything: bool) -> None:
 @format_option
 def status(output: str) -> None:
     """Who you are, where, and for how long."""
-    from monoport.cli.tables import document, plain
+    from monoport.cli.tables import TABLES, document, plain
     from monoport.client.session import describe
     from monoport.errors import Failure
 
     home = Home.of()
     rows = [describe(home, profile) for profile in home.profiles()]
-    if output != "text":
+    if output not in TABLES:
         sys.stdout.write(document([plain(row) for row in rows], output))
         return
     if not rows:
@@ -130,7 +130,8 @@ def list_nodes(proxy: str | None, output: str) -> None:
     home = Home.of()
     profile = home.choose(proxy)
     rows = wait_noting(nodes(home, profile), f"asking {profile.proxy}")
-    show(rows, (Column("Node", "name", "bold"), Column("Id", "id"), Column("Labels", "labels")), output)
+    columns = (Column("Node", "name", "bold", whole=True), Column("Id", "id", rank=2, whole=True))
+    show(rows, (*columns, Column("Labels", "labels", rank=1)), output)
 
 
 @tsh.command(context_settings=_PASS, short_help="Run a shell or a command on a server.")

@@ -106,18 +106,22 @@ def db() -> None:
 def db_ls(proxy: str | None, output: str) -> None:
     """The databases that you may use."""
     from monoport.cli.progress import wait_noting
-    from monoport.cli.tables import Column, show
+    from monoport.cli.tables import TABLES, Column, show
     from monoport.client.databases import listing
 
     home = Home.of()
     profile = home.choose(proxy)
     rows = wait_noting(listing(home, profile), f"asking {profile.proxy}")
-    if output == "text":
+    if output in TABLES:
         rows = [
             {**row, "state": f"{row['state']}: {row['problem']}" if row["problem"] else row["state"]} for row in rows
         ]
-    columns = (Column("Database", "name", "bold"), Column("Protocol", "protocol"), Column("State", "state"))
-    show(rows, (*columns, Column("Labels", "labels"), Column("Logged in as", "login")), output)
+    columns = (
+        Column("Database", "name", "bold", whole=True),
+        Column("Protocol", "protocol", rank=2),
+        Column("State", "state"),
+    )
+    show(rows, (*columns, Column("Labels", "labels", rank=3), Column("Logged in as", "login", rank=1)), output)
 
 
 @db.command("login")

@@ -19,6 +19,6 @@ def proxy_option(command: Command) -> Command:
 
 def format_option(command: Command) -> Command:
     """Adds `--format`, as `cli.tables` has it."""
-    choice = click.Choice(("text", "json", "yaml"))
+    choice = click.Choice(("text", "wide", "json", "yaml"))
     option = click.option("--format", "output", type=choice, default="text", show_default=True, help="How to print.")
     return option(command)

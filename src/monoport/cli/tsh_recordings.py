@@ -51,18 +51,18 @@ def recordings_ls(proxy: str | None, user: str, node: str, since: str, limit: in
 
 def show_recordings(rows: list[dict[str, Any]], output: str) -> None:
     """Prints recordings, as `tsh` and `tctl` do."""
-    from monoport.cli.tables import Column, ago, show, size
+    from monoport.cli.tables import TABLES, Column, ago, show, size
 
-    if output == "text":
+    if output in TABLES:
         rows = [{**row, "length": ago(row["seconds"]), "octets": size(row["size"])} for row in rows]
     columns = (
-        Column("ID", "id", "bold"),
+        Column("ID", "id", "bold", whole=True),
         Column("USER", "user"),
-        Column("LOGIN", "login"),
+        Column("LOGIN", "login", rank=2),
         Column("NODE", "node"),
-        Column("STARTED", "started"),
-        Column("LENGTH", "length"),
-        Column("SIZE", "octets"),
+        Column("STARTED", "started", rank=1, whole=True),
+        Column("LENGTH", "length", rank=3),
+        Column("SIZE", "octets", rank=4),
     )
     show(rows, columns, output)
 
