@@ -14,6 +14,8 @@ from monoport.wire.mysql.sql import Kill, ReadFile, Unclear, Use, look
         b"/*M!999999 SELECT */ USE secret",
         b"--\x01 x\nUSE secret",
         b"select 1;--\x7f;\nUSE secret",
+        b"/*!999999 a b c d e f g h i*/" * 3 + b" USE secret",
+        b"USE " + b"/*!999999 a*/" * 12 + b" secret",
         b"USE\xa0secret",
         b"\xa0USE secret",
         b"SET STATEMENT max_statement_time=5, sort_buffer_size=100000, join_buffer_size=100000 FOR USE secret",
@@ -46,6 +48,8 @@ def test_a_kill_that_is_not_plain_is_refused(text: bytes) -> None:
         b"/*!999999 ' */ USE secret -- '",
         b"/*!999999 -- x */ USE secret",
         b"USE /*!999999 mine; */ secret",
+        b"/*!999999 a*/" * 65 + b" USE secret",
+        b"USE " + b"/*!999999 a*/" * 65 + b" secret",
     ],
 )
 def test_where_servers_do_not_agree_on_the_end_of_a_comment_nothing_passes(text: bytes) -> None:

@@ -6,6 +6,7 @@ allow: its GRANTs are what holds, and what is found here is refused early and to
 """
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -28,7 +29,8 @@ _TOKEN = re.compile(
     re.VERBOSE | re.DOTALL,
 )
 _FIRST = (b"use", b"load")
-_LOOKED_AT = 8  # words of what is looked for; the rest of a long statement is not kept
+_LOOKED_AT = 8  # words of what is looked for; the rest of a long statement, or of one comment in it, is not kept
+_MOST = 64  # words of one statement, comments that only some servers read included
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +88,7 @@ def look(text: bytes | bytearray) -> list[Found]:
         return []
     found: list[Found] = []
     statement: list[_Token] = []
+    kept: Counter[int] = Counter()  # tokens of the statement by the comment they are in
     before, run, runs = b"", 0, 0
     for match in _TOKEN.finditer(text):
         kind, raw = match.lastgroup or "", match[0]
@@ -100,15 +103,18 @@ def look(text: bytes | bytearray) -> list[Found]:
             if run and any(one.run != run and one.word in _FIRST for one in statement):
                 return [Unclear()]  # where the statement ends does
             found += _judged(statement)
-            statement = []
+            statement, kept = [], Counter()
         elif kind not in ("skip", "comment"):
             token = _Token(kind, raw, match.start(), run)
             if token.word == b"use" and before == b"for":  # SET STATEMENT ... FOR USE
                 found += _judged(statement)
-                statement = []
+                statement, kept = [], Counter()
             if token.word == b"kill" and before not in (b".", b"@") and statement:
                 found.append(Kill(None))  # a reserved word: in a compound statement, behind SET STATEMENT ... FOR
-            if len(statement) < _LOOKED_AT:
+            if kept[run] < _LOOKED_AT:
+                if len(statement) == _MOST and kept[0] < 2:
+                    return [Unclear()]
+                kept[run] += 1
                 statement.append(token)
             before = token.word or raw
     return found + _judged(statement)
