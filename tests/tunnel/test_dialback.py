@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 
+import asyncssh
 import pytest
 from structlog.testing import capture_logs
 
@@ -303,3 +304,34 @@ async def _raised(work: Awaitable[None]) -> FrameError:
     with pytest.raises(FrameError) as raised:
         await work
     return raised.value
+
+
+async def test_orders_are_opened_again_when_their_channel_could_not_be_or_has_ended(world):
+    pauses = []
+
+    async def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+        await asyncio.sleep(0)
+
+    world.tunnels._sleep = sleep
+    refused = 0
+    backs = Backs(world)
+    async with running(world, echo, backs) as agent:
+        opened = agent._opened
+
+        def shy(*arguments: object) -> object:
+            nonlocal refused
+            refused += 1
+            raise asyncssh.ChannelOpenError(asyncssh.OPEN_CONNECT_FAILED, "not yet")
+
+        await ordering(world)
+        tunnel = world.tunnels._tunnels["d1"][0]
+        agent._opened = shy
+        tunnel.orders._control.abort()
+        while refused < 3:  # noqa: ASYNC110  a turn of the loop at a time
+            await asyncio.sleep(0)
+        agent._opened = opened
+        while tunnel.orders._control is None or tunnel.orders._control.lost:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        assert pauses[0] == 0.05
+        assert pauses == sorted(pauses)

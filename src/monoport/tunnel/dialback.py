@@ -91,6 +91,8 @@ class Orders:
                 if self._unreported < 0:
                     raise FrameError("more failures than orders")
                 _log.info("the agent cannot dial back", host=self.host_id, reason=reason)
+                if self._out:
+                    self._out.popleft()
                 self._give_up()
         except EndOfStream:
             pass

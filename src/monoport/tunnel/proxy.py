@@ -5,9 +5,10 @@ An agent may ask for one thing only, to be dialled; every other request on its c
 """
 
 import asyncio
+import itertools
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import assert_never
@@ -30,6 +31,7 @@ from monoport.tunnel.preface import Kind as Wanted
 
 CHANNELS = 1_024  # dialled streams of one tunnel: 256 MiB at worst if every one of them stalls
 KEEPALIVE = 4.0  # seconds between probes, +-25 %; with MISSED below a dead peer is noticed within 15
+FIRST_PAUSE, LAST_PAUSE = 0.05, 30.0  # seconds before the channel of orders is opened again
 MISSED = 2  # probes in a row without an answer
 BULKY = frozenset({"db", "app", "kube"})  # agents that are asked to dial back
 BULK = frozenset({Wanted.DATABASE})  # what is worth a connection of its own: one SSH connection is one core's work
@@ -137,7 +139,7 @@ class Tunnels:
     Args:
         host: this proxy's key and host certificate, asked for on every connection since certificates are renewed.
         inventory: the cluster's CAs and what its agents have registered.
-        rand, now: jitter and UTC time, so that tests need neither luck nor patience.
+        rand, now, clock, sleep: jitter, UTC time, seconds and pausing, so that tests need neither luck nor patience.
     """
 
     def __init__(
@@ -148,10 +150,11 @@ class Tunnels:
         rand: Callable[[], float] = random.random,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
         clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self._host, self._inventory, self._rand, self._now, self._clock = host, inventory, rand, now, clock
         self._tunnels: dict[str, list[_Tunnel]] = {}
-        self._tokens = Tokens(clock)
+        self._sleep, self._tokens = sleep, Tokens(clock)
 
     async def serve(
         self,
@@ -207,11 +210,16 @@ class Tunnels:
         if BULKY.isdisjoint(tunnel.identity.roles):
             return
         preface = Preface(tunnel.connection, Wanted.ORDERS, Wanted.ORDERS, host_id=host)
-        try:
-            async with await tunnel.channel(preface) as control:
-                await tunnel.orders.serve(control)
-        except (Failure, FrameError, OSError) as error:
-            _log.info("no dial-backs", connection=tunnel.connection, host=host, reason=str(error))
+        for failures in itertools.count():
+            try:
+                async with await tunnel.channel(preface) as control:
+                    await tunnel.orders.serve(control)
+            except (Failure, FrameError, OSError) as error:
+                _log.info("no dial-backs", connection=tunnel.connection, host=host, reason=str(error))
+                if isinstance(error, DialError) and error.code == dial.NOT_SERVED:
+                    return  # an agent that was told not to dial back
+            # An agent that asked for its listener a moment ago may not know yet that it has it.
+            await self._sleep(min(LAST_PAUSE, FIRST_PAUSE * 2.0 ** min(failures, 16)))
 
     def dialled_back(self, token: str, identity: Identity, stream: Stream) -> None:
         """Take a connection that an agent has dialled back; raises Unexpected where this proxy does not await it."""
