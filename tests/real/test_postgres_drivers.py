@@ -113,7 +113,7 @@ def test_node_postgres_straight_to_the_port(cluster: Cluster, dba: Person, need:
 @pytest.fixture(scope="session")
 def java(tmp_path_factory: pytest.TempPathFactory, need: Callable[[str], str]) -> list[str]:
     """The words that run the Java client."""
-    jar = fetched("java/postgresql.jar")
+    jar = fetched(f"java/postgresql-{jdbc_version()}.jar")
     classes = tmp_path_factory.mktemp("classes")
     words = [need("javac"), "-Werror", "-Xlint:all", "-cp", str(jar), "-d", str(classes)]
     subprocess.run([*words, str(PROGRAMS / "java/Rows.java")], check=True, capture_output=True, text=True)
