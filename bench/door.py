@@ -19,7 +19,7 @@ from pathlib import Path
 from monoport.audit.log import SpoolLog
 from monoport.audit.spool import Spool
 from monoport.daemon import logs
-from monoport.net import heap
+from monoport.net import eventloop, heap
 from monoport.net.listener import Limits, Listener, bind
 from monoport.net.relay import relay
 from monoport.net.sockets import connect
@@ -82,4 +82,4 @@ async def start(pki: Pki, backends: int, port: int) -> None:
 
 if __name__ == "__main__":
     logs.configure("info", "text")
-    asyncio.run(start(Pki(Path(sys.argv[1])), int(sys.argv[2]), int(sys.argv[3])))
+    eventloop.run(start(Pki(Path(sys.argv[1])), int(sys.argv[2]), int(sys.argv[3])))

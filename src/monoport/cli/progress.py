@@ -9,6 +9,8 @@ from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+from monoport.net import eventloop
+
 Result = TypeVar("Result")
 
 PATIENCE = 1.0  # seconds after which people begin to wonder
@@ -34,7 +36,7 @@ def wait_noting(coroutine: Coroutine[Any, Any, Result], what: str) -> Result:
         with noting(what):
             return await coroutine
 
-    return asyncio.run(noted())
+    return eventloop.run(noted())
 
 
 def _say(what: str) -> None:

@@ -15,6 +15,7 @@ import click
 
 from monoport.cli.tables import printable
 from monoport.errors import Failure
+from monoport.net import eventloop
 
 Result = TypeVar("Result")
 
@@ -102,7 +103,7 @@ def execute(command: click.Command, arguments: Sequence[str]) -> int:
 
 def wait(coroutine: Coroutine[Any, Any, Result]) -> Result:
     """Runs a coroutine to its end, for commands that talk to services."""
-    return asyncio.run(coroutine)
+    return eventloop.run(coroutine)
 
 
 def warn(text: str) -> None:

@@ -30,7 +30,7 @@ from monoport.daemon.frontdoor import Proxy
 from monoport.daemon.member import Member, member
 from monoport.daemon.reach import Known
 from monoport.errors import Failure
-from monoport.net import heap, listener
+from monoport.net import eventloop, heap, listener
 from monoport.net.listener import Arrival, Limits, Listener
 from monoport.proxy.connection import FrontDoor
 
@@ -51,7 +51,7 @@ def run(config: Config) -> int:
     try:
         bound = _bind(config)
         try:
-            asyncio.run(_Daemon(config, data, bound).run())
+            eventloop.run(_Daemon(config, data, bound).run())
         except ExceptionGroup as group:
             raise _first(group) from group
         finally:

@@ -2,8 +2,9 @@
 
 Belongs here: readiness of descriptors, one bound method each. Does not belong here: what is done with them.
 
-asyncio sees a single descriptor, the epoll's own; behind it every connection costs one dictionary entry and no
-Handle, TimerHandle or selector key. Control code stays ordinary asyncio in the same thread.
+Every connection costs one dictionary entry and no Handle, TimerHandle or selector key. Control code stays ordinary
+asyncio in the same thread. A loop of `eventloop.new_loop` sleeps on the set itself; any other loop sees a single
+descriptor, the set's own.
 """
 
 from __future__ import annotations
@@ -30,15 +31,17 @@ Ready = Callable[[int], Any]
 class Reactor:
     """Calls one bound method per ready descriptor, level-triggered, from inside an asyncio loop."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, epoll: select.epoll | None = None) -> None:
+        """`epoll`: a set whose owner polls it and calls `serve`; one of its own, behind the loop's, if omitted."""
         self._loop = ref(loop)  # weak: the loop holds the reactor, and a closed loop shall free it
-        self._epoll = select.epoll()
+        self._epoll = epoll or select.epoll()
         self._ready: dict[int, Ready] = {}
         # Shared by every connection of this loop: whoever reads has consumed it before the next event.
         self.buffer = memoryview(bytearray(CHUNK))
         self.shared: object = None  # what TLS keeps once per loop
         self.idle_lines: dict[float, Deadlines[Any]] = {}  # the relays' idle limits, by seconds
-        loop.add_reader(self._epoll.fileno(), self._dispatch)
+        if epoll is None:
+            loop.add_reader(self._epoll.fileno(), self._dispatch)
 
     @staticmethod
     def of(loop: asyncio.AbstractEventLoop) -> Reactor:
@@ -51,6 +54,12 @@ class Reactor:
         if reactor is None:
             reactor = _reactors[loop] = Reactor(loop)
         _recent = (loop, reactor)
+        return reactor
+
+    @staticmethod
+    def on(loop: asyncio.AbstractEventLoop, epoll: select.epoll) -> Reactor:
+        """Make the reactor of a new loop that polls `epoll` itself."""
+        reactor = _reactors[loop] = Reactor(loop, epoll)
         return reactor
 
     def register(self, fd: int, events: int, ready: Ready) -> None:
@@ -81,9 +90,10 @@ class Reactor:
             events = self._epoll.poll(0, BATCH)
             if not events:
                 return
-            self._serve(events)
+            self.serve(events)
 
-    def _serve(self, events: list[tuple[int, int]]) -> None:
+    def serve(self, events: list[tuple[int, int]]) -> None:
+        """Call whoever waits for these events of the set: (descriptor, mask)."""
         ready = self._ready
         for fd, mask in events:
             # Gone: an earlier event of this batch closed it. Reused since: its own read finds nothing yet.
