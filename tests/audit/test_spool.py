@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from monoport.audit.events import make
+from monoport.audit.events import make, parse
 from monoport.audit.log import SpoolLog
 from monoport.audit.ship import GATHER, ship
 from monoport.audit.spool import Spool, SpoolError
@@ -21,7 +21,7 @@ WRITER = """
 import asyncio, sys
 from datetime import UTC, datetime
 from pathlib import Path
-from monoport.audit.events import EventIds, make
+from monoport.audit.events import EventIds, make, parse
 from monoport.audit.spool import Spool
 
 async def main(folder):
@@ -180,7 +180,7 @@ class Receiver:
             self.failures -= 1
             raise ConnectionRefusedError("auth is away")
         async with self.news:
-            self.seen += [event.id for event in events]
+            self.seen += [parse(event).id for event in events]
             self.news.notify_all()
 
     async def sleep(self, seconds: float) -> None:

@@ -11,7 +11,7 @@ import getpass
 import itertools
 import os
 import ssl
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -76,7 +76,11 @@ class Trail:
 
     async def emit(self, type_: str, /, **fields: object) -> None:
         """As every log."""
-        await self._kept.emit(type_, **fields)
+        await self.emit_all([(type_, fields)])
+
+    async def emit_all(self, entries: Sequence[tuple[str, Mapping[str, object]]]) -> None:
+        """As every log."""
+        await self._kept.emit_all(entries)
         self._news.set()
 
 

@@ -6,6 +6,7 @@ Belongs here: the protocol and its two implementations. Does not: files (spool.p
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Protocol, final
 
@@ -26,6 +27,9 @@ class Log(Protocol):
             type_: what happened, such as "session.start".
             fields: connection, user and source always; what else the type has.
         """
+
+    async def emit_all(self, entries: Sequence[tuple[str, Mapping[str, object]]]) -> None:
+        """Keep several events, type and fields, in their order, as `emit` does one."""
 
 
 def _now() -> datetime:
@@ -58,12 +62,18 @@ class SpoolLog:
         return self._spool.waiting
 
     async def emit(self, type_: str, /, **fields: object) -> None:
-        event = make(self._ids, type_, fields)
+        await self.emit_all(((type_, fields),))
+
+    async def emit_all(self, entries: Sequence[tuple[str, Mapping[str, object]]]) -> None:
+        events = [make(self._ids, type_, fields) for type_, fields in entries]
+        if not events:
+            return
         try:
-            await self._keep(event)
+            await self._keep(*events)
         except SpoolError as error:
-            self.failed += 1
-            self.outage.failed(event, str(error))
+            self.failed += len(events)
+            for event in events:
+                self.outage.failed(event, str(error))
 
     async def run(self) -> None:
         """End every time in which events cannot be kept as soon as possible, until cancelled."""
@@ -73,9 +83,10 @@ class SpoolLog:
 
         await self.outage.watch(self._spool.probe, self._keep, gap)
 
-    async def _keep(self, event: Event) -> None:
-        await self._spool.append(event)
-        self.kept[event.type] += 1
+    async def _keep(self, *events: Event) -> None:
+        await self._spool.append(*events)
+        for event in events:
+            self.kept[event.type] += 1
 
 
 @final
@@ -87,4 +98,7 @@ class MemoryLog:
         self.events: list[Event] = []
 
     async def emit(self, type_: str, /, **fields: object) -> None:
-        self.events.append(make(self._ids, type_, fields))
+        await self.emit_all(((type_, fields),))
+
+    async def emit_all(self, entries: Sequence[tuple[str, Mapping[str, object]]]) -> None:
+        self.events.extend(make(self._ids, type_, fields) for type_, fields in entries)

@@ -21,7 +21,7 @@ from typing import Final, NamedTuple, final
 
 import structlog
 
-from monoport.audit.events import MAX_EVENT, Event, EventError, decode
+from monoport.audit.events import MAX_EVENT, Event, EventError, parse, payload
 from monoport.errors import Failure
 
 _log = structlog.get_logger()
@@ -46,11 +46,16 @@ class Position(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Events in the order of their appending, and the place behind them."""
+    """Events in the order of their appending, as their JSON, and the place behind them."""
 
-    events: tuple[Event, ...]
+    payloads: tuple[bytes, ...]
     end: Position
     lines: int = 0  # that were read, damaged ones too
+
+    @property
+    def events(self) -> tuple[Event, ...]:
+        """The events themselves."""
+        return tuple(parse(one) for one in self.payloads)
 
 
 class Waiting(NamedTuple):
@@ -158,21 +163,21 @@ class Segments:
         Raises:
             SpoolError: if a file cannot be read.
         """
-        events: list[Event] = []
+        found: list[bytes] = []
         end, taken, lines = start, 0, 0
         try:
             for line, end in self._lines(start):
                 taken += len(line)
                 lines += 1
                 try:
-                    events.append(decode(line))
+                    found.append(payload(line))
                 except EventError as error:
                     _log.error("audit spool", error=str(error), segment=end.segment, offset=end.offset)
-                if len(events) >= limit or taken >= READ:
+                if len(found) >= limit or taken >= READ:
                     break
         except OSError as error:
             raise SpoolError(f"cannot read the spool {self._folder}: {error.strerror or error}") from error
-        return Batch(tuple(events), end, lines)
+        return Batch(tuple(found), end, lines)
 
     def acknowledge(self, position: Position, lines: int = 0) -> None:
         """Remember that everything before `position` was shipped, and drop the files that hold nothing else.

@@ -12,7 +12,6 @@ from typing import Final
 
 import structlog
 
-from monoport.audit.events import Event
 from monoport.audit.spool import Spool
 from monoport.errors import Failure
 
@@ -26,7 +25,7 @@ GATHER: Final = 0.2  # seconds after a batch with room left: a request costs bot
 
 async def ship(
     spool: Spool,
-    send: Callable[[Sequence[Event]], Awaitable[object]],
+    send: Callable[[Sequence[bytes]], Awaitable[object]],
     *,
     sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
     rand: Callable[[], float] = random.random,
@@ -36,7 +35,8 @@ async def ship(
 
     Args:
         spool: where events wait.
-        send: returns once the receiver keeps the events; raises Failure or OSError if it may not have them.
+        send: takes events as their JSON and returns once the receiver keeps them; raises Failure or OSError if it may
+            not have them.
         sleep, rand: pausing and jitter, so that tests need neither time nor luck.
         gather: pausing behind what was sent: busy times make few requests, an event of a quiet time goes at once.
     """
@@ -45,8 +45,8 @@ async def ship(
         try:
             await spool.wait_unshipped()
             batch = await spool.unshipped(BATCH)
-            if batch.events:
-                await send(batch.events)
+            if batch.payloads:
+                await send(batch.payloads)
             await spool.shipped(batch)  # a full disk may refuse even that: the same events are then sent again
         except (Failure, OSError) as error:
             failures += 1
@@ -55,5 +55,5 @@ async def ship(
             await sleep(pause)
             continue
         failures = 0
-        if 0 < len(batch.events) < BATCH:
+        if 0 < len(batch.payloads) < BATCH:
             await gather(GATHER)

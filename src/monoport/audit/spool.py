@@ -18,7 +18,7 @@ from monoport.audit.segments import CAPACITY, SEGMENT, Batch, Position, Segments
 
 __all__ = ["Batch", "Position", "Spool", "SpoolError", "Waiting"]
 
-GROUP: Final = 1024  # lines in one sync; bounds how long the first of them waits
+GROUP: Final = 1024  # appends in one sync; bounds how long the first of them waits
 # Seconds between two hand-overs. One, with its sync, costs some 100 us of processor time, for one line
 # as for fifty: a busy spool pays for at most 500 a second, and an event waits 2 ms at most; an idle one never waits.
 SPACING: Final = 0.002
@@ -26,12 +26,12 @@ SPACING: Final = 0.002
 T = TypeVar("T")
 
 
-_Line = tuple[bytes, asyncio.Future[None]]
+_Append = tuple[list[bytes], asyncio.Future[None]]  # the lines of one call, and who waits for them
 
 
 @dataclass(frozen=True, slots=True)
 class _Lines:
-    lines: list[_Line]
+    appends: list[_Append]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ class Spool:
         self._segments: Segments | None = None
         self._loop = asyncio.get_running_loop()
         self._jobs: queue.SimpleQueue[_Lines | _Call | None] = queue.SimpleQueue()
-        self._gathered: list[_Line] = []  # since the last hand-over
+        self._gathered: list[_Append] = []  # since the last hand-over
         self._next = 0.0  # when the next hand-over may be, by the loop's clock
         self._timer: asyncio.TimerHandle | None = None
         self._ended: asyncio.Future[None] = self._loop.create_future()
@@ -74,16 +74,16 @@ class Spool:
         spool._thread.start()
         return spool
 
-    async def append(self, event: Event) -> None:
-        """Keep an event; when it returns, the event survives a kill and a power cut.
+    async def append(self, *events: Event) -> None:
+        """Keep events, all or none of them; when it returns, they survive a kill and a power cut.
 
         Raises:
-            SpoolError: if it could not be kept: what the event belongs to must not go on.
+            SpoolError: if they could not be kept: what they belong to must not go on.
         """
         if self._closing:
             raise SpoolError("the spool is closed")
         future: asyncio.Future[None] = self._loop.create_future()
-        self._gathered.append((encode(event), future))
+        self._gathered.append(([encode(event) for event in events], future))
         if self._timer is None:
             if self._loop.time() >= self._next:
                 self._hand_over()
@@ -151,21 +151,21 @@ class Spool:
             self._timer.cancel()
             self._timer = None
         self._next = self._loop.time() + SPACING
-        lines, self._gathered = self._gathered, []
-        if lines:
-            self._jobs.put(_Lines(lines))
+        gathered, self._gathered = self._gathered, []
+        if gathered:
+            self._jobs.put(_Lines(gathered))
 
     def _run(self) -> None:
         segments = self._files()
         while (job := self._jobs.get()) is not None:
-            lines: list[_Line] = []
+            appends: list[_Append] = []
             while isinstance(job, _Lines):
-                lines += job.lines
-                if len(lines) >= GROUP or self._jobs.empty():
+                appends += job.appends
+                if len(appends) >= GROUP or self._jobs.empty():
                     break
                 job = self._jobs.get()
-            if lines:
-                self._write(segments, lines)
+            if appends:
+                self._write(segments, appends)
             if job is None:
                 break
             if isinstance(job, _Call):
@@ -173,13 +173,13 @@ class Spool:
         segments.close()
         self._tell([(self._ended, None, None)], news=False)
 
-    def _write(self, segments: Segments, lines: list[_Line]) -> None:
+    def _write(self, segments: Segments, appends: list[_Append]) -> None:
         failure: Exception | None = None
         try:
-            segments.write([data for data, _ in lines])
+            segments.write([line for lines, _ in appends for line in lines])
         except Exception as error:  # noqa: BLE001  it is raised again, in each caller
             failure = error
-        self._tell([(future, None, failure) for _, future in lines], news=failure is None)
+        self._tell([(future, None, failure) for _, future in appends], news=failure is None)
 
     def _answer(self, job: _Call) -> None:
         try:

@@ -14,13 +14,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeVar
 
-from monoport.audit.events import MAX_EVENT, Event
+from monoport.audit.events import MAX_EVENT, Event, EventError
 from monoport.audit.segments import SpoolError
 from monoport.auth.messages import EventPage
 from monoport.auth.refusals import Invalid
 
 Result = TypeVar("Result")
 
+_dumps = json.JSONEncoder(separators=(",", ":")).encode
 MAX_PAGE = 1000  # events of one answer; at some 500 octets each, half a megabyte
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS events (
@@ -51,8 +52,11 @@ class EventLog:
         self._database: sqlite3.Connection | None = None
 
     async def append(self, events: Iterable[Event]) -> None:
-        """Keeps events, each id once; on return they survive a crash of process and machine. Raises SpoolError."""
-        rows = [(one.id, _stamp(one.time), one.type, json.dumps(dict(one.fields))) for one in events]
+        """Keeps events, each id once; on return they survive a crash of process and machine.
+
+        Raises SpoolError, and EventError for one that is too large: it would make pages too large to be read.
+        """
+        rows = [(one.id, _stamp(one.time), one.type, _fields(one)) for one in events]
 
         def insert(database: sqlite3.Connection) -> None:
             with database:
@@ -142,6 +146,13 @@ def _page(rows: Sequence[tuple[int, str, str, str, str]], count: int) -> EventPa
         for _, event_id, time, event_type, fields in shown
     )
     return EventPage(events=events, next=f"{shown[-1][2]}/{shown[-1][0]}" if len(rows) > count else None)
+
+
+def _fields(event: Event) -> str:
+    text = _dumps(dict(event.fields))
+    if len(text) > MAX_EVENT:
+        raise EventError(f"event {event.id} takes {len(text)} bytes, limit {MAX_EVENT}")
+    return text
 
 
 def _stamp(time: datetime) -> str:

@@ -7,7 +7,7 @@ HTTP is `api`; which kind of caller may do what at all is the table in `permissi
 import ipaddress
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -19,7 +19,7 @@ from monoport.access.decide import Denied, authorize, visible
 from monoport.access.identity import Destination, Identity, IdentityError, Kind, from_x509
 from monoport.access.locks import lock_for
 from monoport.access.resources import Database, Resource, Role, User
-from monoport.audit.events import Event, EventIds, encode, make
+from monoport.audit.events import Event, EventIds, make
 from monoport.audit.outage import GAP, NotRecorded, Outage
 from monoport.audit.segments import SpoolError
 from monoport.auth import messages
@@ -230,10 +230,9 @@ class Service:
         for event in events:
             if not may_emit(caller, event.type):
                 raise Forbidden(f"events of type {event.type} are not this host's to emit", f"emitted by {caller}")
-            encode(event)  # raises EventError: one too large for a spool would make pages too large to be read
         now = self.parts.now()  # an event dated ahead would stand before all others for as long
         marked = [
-            replace(event, time=min(event.time, now), fields={**event.fields, "host_id": caller.name})
+            Event(event.id, min(event.time, now), event.type, {**event.fields, "host_id": caller.name})
             for event in events
         ]
         await self.parts.events.append(marked)

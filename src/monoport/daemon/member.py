@@ -79,7 +79,7 @@ async def member(
             async with asyncio.TaskGroup() as group:
                 tasks = [
                     group.create_task(cache.run()),
-                    group.create_task(ship(spool, client.emit)),
+                    group.create_task(ship(spool, client.emit_payloads)),
                     group.create_task(audit.run()),
                     group.create_task(_renew(host, client, identities, on_renewal)),
                 ]

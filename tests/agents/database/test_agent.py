@@ -376,10 +376,10 @@ async def test_a_statement_that_cannot_be_recorded_does_not_run(cluster: Cluster
 
     async with Script(cluster, play).running() as server, world(cluster, configured(port=server.port)) as made:
 
-        async def full(kind: str, /, **fields: object) -> None:
+        async def full(_entries: object) -> None:
             raise SpoolError("cannot write to the spool /s: No space left on device")
 
-        made.agent_audit.emit = full  # type: ignore[method-assign]
+        made.agent_audit.emit_all = full  # type: ignore[method-assign]
         with capture_logs() as logged:
             async with serving(made, preface(cluster.user())) as served:
                 await served.accepted()
@@ -396,10 +396,10 @@ async def test_a_statement_that_cannot_be_recorded_does_not_run(cluster: Cluster
 async def test_settings_that_cannot_be_recorded_open_no_session(cluster: Cluster) -> None:
     async with Script(cluster, echo).running() as server, world(cluster, configured(port=server.port)) as made:
 
-        async def full(kind: str, /, **fields: object) -> None:
+        async def full(_entries: object) -> None:
             raise SpoolError("the spool /s is full: limit 5 bytes")
 
-        made.agent_audit.emit = full  # type: ignore[method-assign]
+        made.agent_audit.emit_all = full  # type: ignore[method-assign]
         async with serving(made, preface(cluster.user())) as served:
             await served.accepted()
             wanted = {"user": "alice", "database": "app", "options": "-c role=admin"}

@@ -327,10 +327,10 @@ async def test_what_cannot_be_recorded_is_not_run(cluster: Cluster) -> None:
     async with session(cluster) as client:
         await client.answer(1)
 
-        async def full(kind: str, **fields: Any) -> None:
+        async def full(_entries: object) -> None:
             raise OSError("disk full")
 
-        client.world.agent_audit.emit = full  # type: ignore[method-assign]
+        client.world.agent_audit.emit_all = full  # type: ignore[method-assign]
         await client.stream.write(op_msg({"find": "c", "$db": "app"}, 5))
         said = await client.rest()
         assert b"could not be recorded: disk full" in said

@@ -23,7 +23,7 @@ from monoport.access.identity import Identity, IdentityError, Kind, from_x509
 from monoport.access.lease import Leases
 from monoport.access.resources import Database, DatabaseSpec, Lock, Metadata, Resource, Role
 from monoport.agents.database.certificates import Issuer, Signer
-from monoport.agents.database.engine import Engine, Session, Unreachable
+from monoport.agents.database.engine import Engine, Entry, Session, Unreachable
 from monoport.audit.log import Log
 from monoport.audit.printable import printable
 from monoport.auth.authorities import TrustedCas
@@ -183,10 +183,9 @@ class Databases:
             decision = self._decide(permit.identity, asked.target, action)
             return decision if isinstance(decision, Denied) else None
 
-        async def record(kind: str, **fields: Any) -> None:
-            await self._audit.emit(kind, **who, **fields)
-            if kind == STATEMENT:
-                self.statements[protocol] += 1
+        async def record(entries: Sequence[Entry]) -> None:
+            await self._audit.emit_all([(kind, {**who, **fields}) for kind, fields in entries])
+            self.statements[protocol] += sum(kind == STATEMENT for kind, _ in entries)
 
         session = Session(
             connection=asked.connection,

@@ -13,7 +13,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from monoport.net.stream import Stream
+from monoport.net.stream import HIGH_WATER, Stream
+from monoport.net.wakeup import Wakeup
 
 T = TypeVar("T")
 
@@ -70,8 +71,10 @@ class Conversation(Generic[T]):
         self._inspect = inspect
         self._record = record
         self._heard = heard
-        self._news = asyncio.Event()  # something for run() to do
+        self._news = False  # something for run() to do
+        self._bell: Wakeup | None = None  # wakes it
         self._held: list[bytes] = []  # the client's bytes that wait for the audit log
+        self._waiting = 0  # how many those are; the client is not read from beyond HIGH_WATER
         self._actions: list[T] = []  # what they do
         self._answers: list[bytes] = []  # what the client is told behind them
         self._client_ended = False
@@ -89,8 +92,7 @@ class Conversation(Generic[T]):
         self._client.start(_Client(self))
         self._server.start(_Server(self))
         while not self._over and not self._ending:
-            await self._news.wait()
-            self._news.clear()
+            await self._rung()
             await self._pass_held()
             if self._client_ended and not self._held:
                 self._server.send_eof()
@@ -102,7 +104,7 @@ class Conversation(Generic[T]):
         """Stop listening to the client; `run` returns `reason`."""
         self._ending = reason
         self._client.pause_reading()
-        self._news.set()
+        self._ring()
 
     async def settle(self, quiet: Callable[[bytes], bool]) -> bool:
         """Wait until the server's last message is whole, bounded by SETTLE, and return whether it is.
@@ -113,17 +115,34 @@ class Conversation(Generic[T]):
         try:
             async with asyncio.timeout(SETTLE):
                 while not self._over and not quiet(self.tail):
-                    self.heard = False
-                    self._news.clear()
+                    self.heard = self._news = False
                     try:
                         async with asyncio.timeout(SILENT):
-                            await self._news.wait()
+                            await self._rung()
                     except TimeoutError:
                         if not self.heard:
                             return True
         except TimeoutError:
             return False
         return not self._over
+
+    async def _rung(self) -> None:
+        """Wait until there is something to do."""
+        if not self._news:
+            bell = self._bell = Wakeup(self._client.loop)
+            try:
+                await bell
+            finally:
+                self._bell = None
+        self._news = False
+
+    def _ring(self) -> None:
+        """Say that there is; the last act of whoever does, since it is done in here."""
+        self._news = True
+        bell = self._bell
+        if bell is not None:
+            self._bell = None
+            bell.wake()
 
     async def _pass_held(self) -> None:
         """Record what waits, then let it go on to the server; more may come meanwhile."""
@@ -137,12 +156,15 @@ class Conversation(Generic[T]):
                 raise Unrecorded(reason(error)) from error
             full = False
             if whole := b"".join(held):
+                self._waiting -= len(whole)
                 self.tail = b""
                 full = not self._server.send(whole)
             if answers:
                 self._client.send(b"".join(answers))
             del self._held[0]
-            if not self._held and not full and not self._ending:
+            if full:
+                self._client.pause_reading()
+            elif not self._held and not self._ending:
                 self._client.resume_reading()
 
     # from the two sides
@@ -166,8 +188,10 @@ class Conversation(Generic[T]):
             self._actions.extend(actions)
             if answer:
                 self._answers.append(answer)
-            self._client.pause_reading()
-            self._news.set()
+            self._waiting += len(data)
+            if self._waiting > HIGH_WATER:
+                self._client.pause_reading()
+            self._ring()
         elif data:
             self.tail = b""
             if not self._server.send(data):
@@ -188,12 +212,12 @@ class Conversation(Generic[T]):
         if not self._client.send(data):
             self._server.pause_reading()
         if self._ending:
-            self._news.set()
+            self._ring()
 
     def client_ended(self) -> None:
         """The client has sent everything."""
         self._client_ended = True
-        self._news.set()
+        self._ring()
 
     def client_has_room(self) -> None:
         """The client takes more of what the server says."""
@@ -209,7 +233,7 @@ class Conversation(Generic[T]):
         if not self._over:
             self._over = True
             self._error = error
-        self._news.set()
+        self._ring()
 
 
 def reason(error: BaseException) -> str:

@@ -4,7 +4,7 @@ Belongs here: the values between the agent and its engines. An engine is `agents
 constant ENGINE, a callable that makes one for a registered database; it is found by its description's `engine`.
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -15,7 +15,8 @@ from monoport.errors import Failure
 from monoport.net.stream import Stream
 
 Deny = Callable[[str, tuple[str, ...]], Denied | None]  # deny(database, features)
-Record = Callable[..., Awaitable[None]]  # record(type, **fields): returns when the event is durable
+Entry = tuple[str, Mapping[str, Any]]  # type and fields of an audit event
+Record = Callable[[Sequence[Entry]], Awaitable[None]]  # returns when all of them are durable
 
 
 class Unreachable(Failure):

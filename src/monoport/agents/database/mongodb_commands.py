@@ -122,7 +122,7 @@ class Requests:
 
     async def _record(self, kind: str, fields: Mapping[str, Any]) -> None:
         try:
-            await self._session.record(kind, **fields)
+            await self._session.record([(kind, fields)])
         except (Failure, OSError, ExceptionGroup) as error:
             raise Unrecorded(reason(error)) from error
 

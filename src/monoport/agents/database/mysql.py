@@ -237,10 +237,7 @@ class Mysql:
             return Passage(seen.actions, b"".join(seen.forward), seen.answer)
 
         async def record(actions: Sequence[Action]) -> None:
-            # All at once, in order: the log commits them together.
-            async with asyncio.TaskGroup() as group:
-                for kind, fields in (entry for action in actions for entry in audited(action, judge.rules)):
-                    group.create_task(session.record(kind, **fields))  # type: ignore[arg-type]
+            await session.record([entry for action in actions for entry in audited(action, judge.rules)])
 
         said = packet(0, server.welcome)
         conversation = Conversation(client, server.stream, inspect, record, said, heard=commands.heard)

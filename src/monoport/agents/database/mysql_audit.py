@@ -6,7 +6,8 @@ Belongs here: the meaning of what `wire.mysql.commands` read. Keeping the events
 from collections.abc import Mapping
 from typing import Any, assert_never
 
-from monoport.agents.database.trail import Entry, shown
+from monoport.agents.database.engine import Entry
+from monoport.agents.database.trail import shown
 from monoport.wire.mysql.commands import Action, Order, Prepare, Query, Refused, Run, SendFile
 
 

@@ -8,7 +8,6 @@ import asyncio
 import ssl
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
 
 import structlog
 
@@ -209,15 +208,7 @@ class Postgres:
         statements = Statements()
 
         async def record(actions: Sequence[Action]) -> None:
-            entries = [entry for action in actions for entry in audited(action)]
-            if len(entries) == 1:  # as most statements are: a task of its own would cost more than the rest
-                ((kind, fields),) = entries
-                await session.record(kind, **fields)
-                return
-            # All at once, in order: the log commits them together.
-            async with asyncio.TaskGroup() as group:
-                for kind, fields in entries:
-                    group.create_task(_record(session, kind, fields))
+            await session.record([entry for action in actions for entry in audited(action)])
 
         conversation = Conversation(client, server, statements.receive, record, said)
         session.on_end = conversation.end
@@ -253,16 +244,12 @@ class Postgres:
 ENGINE = Postgres
 
 
-async def _record(session: Session, kind: str, fields: dict[str, Any]) -> None:
-    await session.record(kind, **fields)
-
-
 async def _record_startup(session: Session, startup: StartupMessage) -> None:
     """Make durable what the client sets for its session, before the real server hears of it. Raises Unrecorded."""
     if not startup.settings:
         return
     try:
-        await session.record("db.session.settings", startup=parameters.shown(startup.settings))
+        await session.record([("db.session.settings", {"startup": parameters.shown(startup.settings)})])
     except (Failure, OSError) as error:
         raise Unrecorded(reason(error)) from error
 

@@ -5,7 +5,8 @@ Belongs here: the meaning of what `wire.postgres.statements` read. Keeping the e
 
 from typing import Any, assert_never
 
-from monoport.agents.database.trail import Entry, shown
+from monoport.agents.database.engine import Entry
+from monoport.agents.database.trail import shown
 from monoport.wire.postgres.statements import (
     Action,
     Call,

@@ -8,9 +8,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from monoport.agents.database.engine import Entry
 from monoport.wire.statement import Statement
-
-Entry = tuple[str, dict[str, Any]]  # type and fields of one event
 
 PIECE = 16_000  # characters of a statement in one event, below audit.events.MAX_TEXT
 PIECE_ESCAPED = 4_000  # the same where JSON writes up to twelve octets for a character; the rest fits MAX_EVENT too
