@@ -1,9 +1,10 @@
-"""`make bench`, databases: PostgreSQL through monoport's whole chain beside the same chain of two HAProxy hops.
+"""`make bench`, databases: monoport's whole chain beside hops of HAProxy, on PostgreSQL, MariaDB and MongoDB.
 
-monoport's chain: local proxy (`tsh proxy db --tunnel`), proxy, tunnel, agent with its audit log, TLS to the server.
-HAProxy's: one hop that puts plaintext into TLS with a client certificate, one that ends it, plaintext to the server.
-What is compared is the processor time of all processes of a chain for the same load, from /proc. Then how long a client
-waits for a connection, one after the other: by dial-back, by channel of the tunnel, and through HAProxy.
+monoport's chain: local proxy (`tsh proxy db --tunnel`), proxy, dial-back, agent with its audit log, TLS to the server.
+HAProxy's: one hop that puts plaintext into TLS with a client certificate, one that ends it, plaintext to the server;
+and the same with TLS to the server, as the agent has it. What is compared is the processor time of all processes of a
+chain for the same load, from /proc, and how long the load's clients wait. Then how long a client waits for a
+connection, one after the other: by dial-back, by channel of the tunnel, and through HAProxy.
 
     databases.py [--rounds N] [--scale F] [--work NAME,...]
 """
@@ -11,266 +12,260 @@ waits for a connection, one after the other: by dial-back, by channel of the tun
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import signal
+import re
+import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 import psycopg
 
 import pki
 import rivals
-from monoport.daemon.demo.cluster import Cluster, environment
-from monoport.daemon.demo.postgres import HBA, find
-from run import BUILD, aligned, facts, spent
+from chains import Chain, Monoport, haproxy
+from monoport.daemon.demo.cluster import Cluster
+from monoport.daemon.demo.postgres import HBA, PostgresServer, find
+from run import BUILD, aligned, facts
+from servers import DOCUMENTS, MariaDb, MongoDb
 
 PAGE = rivals.HERE.parent / "docs" / "benchmarks-databases.md"
-CLIENTS = 16  # of pgbench, on two threads
-TRANSACTIONS = 500  # of each client in a round
+CLIENTS = 16
+STATEMENTS = 500  # of each client in a round
 GB = 1_000_000_000
-ROW = 1000  # bytes of a row of COPY
+ROW = 1000  # bytes of a row of bulk data
 WAITS = 300  # connections, one after the other
-START_SECONDS = 60.0
-# HAProxy speaks no PostgreSQL: its second hop reaches the server in plaintext, which is let in for this alone.
+# HAProxy speaks no PostgreSQL: its last hop reaches the server in plaintext, which is let in for this alone.
 PLAIN = HBA + "hostnossl all all 127.0.0.1/32 trust\n"
 
-
-@dataclass(slots=True)
-class Chain:
-    """One way to the server: where it begins, and the processes that it is made of."""
-
-    name: str
-    port: int
-    processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
-
-    def spent(self) -> float:
-        """Processor time of all its processes so far, seconds."""
-        return sum(spent(one.pid) for one in self.processes)
-
-    def words(self) -> str:
-        """libpq's words for it."""
-        return f"host=127.0.0.1 port={self.port} user=demo dbname=demo sslmode=disable"
+Figures = tuple[float, float | None]  # processor time, and the clients' wait in milliseconds where there is one
 
 
-def load(command: list[str], stdin: int | None = None) -> None:
-    """Run one load to its end."""
+def libpq(chain: Chain) -> str:
+    """libpq's words for a chain."""
+    return f"host=127.0.0.1 port={chain.port} user=demo dbname=demo sslmode=disable"
+
+
+def mysql(chain: Chain) -> list[str]:
+    """The words of MariaDB's programs for a chain."""
+    return ["--no-defaults", "--host=127.0.0.1", f"--port={chain.port}", f"--user={chain.user}", "--skip-ssl"]
+
+
+def load(command: list[str], stdin: int | None = None) -> str:
+    """Run one load to its end, and return what it printed."""
+    keep = subprocess.PIPE if command[0].endswith(("pgbench", "slap")) or "read" in command else subprocess.DEVNULL
     done = subprocess.run(
-        command, stdin=stdin or subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, check=False
+        command, stdin=stdin or subprocess.DEVNULL, stdout=keep, stderr=subprocess.PIPE, text=True, check=False
     )
     if done.returncode:
-        raise SystemExit(f"bench: {command[0]}: {done.stderr.decode(errors='replace').strip()[-500:]}")
+        raise SystemExit(f"bench: {command[0]}: {done.stderr.strip()[-500:]}")
+    return done.stdout or ""
 
 
-def transactions(chain: Chain, scale: float) -> float:
-    """Select-only pgbench: processor time per transaction, microseconds."""
-    each = max(int(TRANSACTIONS * scale), 10)
-    words = [_program("pgbench"), "-n", "-S", "-c", str(CLIENTS), "-j", "2", "-t", str(each), chain.words()]
+def found(pattern: str, text: str) -> float:
+    """The number that a load printed."""
+    match = re.search(pattern, text)
+    if match is None:
+        raise SystemExit(f"bench: nothing like {pattern} in: {text[-500:]}")
+    return float(match[1])
+
+
+def pg_selects(chain: Chain, scale: float) -> Figures:
+    """Select-only pgbench: microseconds per transaction."""
+    each = max(int(STATEMENTS * scale), 10)
+    words = [_program("pgbench"), "-n", "-S", "-c", str(CLIENTS), "-j", "2", "-t", str(each), libpq(chain)]
     before = chain.spent()
-    load(words)
-    return (chain.spent() - before) / (each * CLIENTS) * 1e6
+    said = load(words)
+    return (chain.spent() - before) / (each * CLIENTS) * 1e6, found(r"latency average = ([\d.]+) ms", said)
 
 
-def copy_out(chain: Chain, scale: float) -> float:
-    """COPY TO STDOUT: processor time per GB, seconds."""
-    rows = int(GB * scale) // ROW
-    query = f"copy (select repeat('x', {ROW - 1}) from generate_series(1, {rows})) to stdout"
+def pg_copy_out(chain: Chain, scale: float) -> Figures:
+    """COPY TO STDOUT: seconds per GB."""
+    query = f"copy (select repeat('x', {ROW - 1}) from generate_series(1, {int(GB * scale) // ROW})) to stdout"
     before = chain.spent()
-    load([_program("psql"), "-XAtqc", query, chain.words()])
-    return (chain.spent() - before) / scale
+    load([_program("psql"), "-XAtqc", query, libpq(chain)])
+    return (chain.spent() - before) / scale, None
 
 
-def copy_in(chain: Chain, scale: float) -> float:
-    """COPY FROM STDIN into nowhere: processor time per GB, seconds."""
-    rows = int(GB * scale) // ROW
+def pg_copy_in(chain: Chain, scale: float) -> Figures:
+    """COPY FROM STDIN into nowhere: seconds per GB."""
     reading, writing = os.pipe()
-    line = "x" * (ROW - 1)
-    with subprocess.Popen(["sh", "-c", f"yes {line} | head -n {rows}"], stdout=writing) as source:
+    lines = f"yes {'x' * (ROW - 1)} | head -n {int(GB * scale) // ROW}"
+    with subprocess.Popen(["sh", "-c", lines], stdout=writing) as source:
         os.close(writing)
         before = chain.spent()
-        load([_program("psql"), "-XAtqc", "copy nowhere from stdin where false", chain.words()], reading)
+        load([_program("psql"), "-XAtqc", "copy nowhere from stdin where false", libpq(chain)], reading)
         used = chain.spent() - before
         os.close(reading)
         source.wait()
-    return used / scale
+    return used / scale, None
 
 
-WORKS: dict[str, tuple[str, Callable[[Chain, float], float], str, float]] = {
-    "pgbench": (f"pgbench select-only, {CLIENTS} clients, per transaction", transactions, "{:.0f} us", 1.5),
-    "copy-out": ("COPY TO STDOUT, per GB", copy_out, "{:.2f} s", 1.3),
-    "copy-in": ("COPY FROM STDIN, per GB", copy_in, "{:.2f} s", 1.3),
+def my_selects(chain: Chain, scale: float) -> Figures:
+    """Point selects by mariadb-slap: microseconds per statement."""
+    count = max(int(STATEMENTS * scale), 10) * CLIENTS
+    query = "select text from points where id = 4711"
+    words = ["mariadb-slap", *mysql(chain), "--create-schema=demo", "--no-drop", f"--concurrency={CLIENTS}"]
+    before = chain.spent()
+    said = load([*words, f"--number-of-queries={count}", f"--query={query}"])
+    took = found(r"Average number of seconds to run all queries: ([\d.]+)", said)
+    return (chain.spent() - before) / count * 1e6, took * CLIENTS / count * 1000
+
+
+def my_result(chain: Chain, scale: float) -> Figures:
+    """One large result: seconds per GB."""
+    query = f"select repeat('x', {ROW - 1}) from seq_1_to_{int(GB * scale) // ROW}"
+    before = chain.spent()
+    load(["mariadb", *mysql(chain), "-NB", "--quick", "demo", "-e", query])
+    return (chain.spent() - before) / scale, None
+
+
+def mongo_reads(chain: Chain, scale: float) -> Figures:
+    """Point reads by PyMongo: microseconds per read."""
+    each = max(int(STATEMENTS * scale), 10)
+    uri = f"mongodb://127.0.0.1:{chain.port}/?directConnection=true"
+    words = [sys.executable, str(rivals.HERE / "mongoload.py"), "read", uri, str(DOCUMENTS), str(CLIENTS), str(each)]
+    before = chain.spent()
+    said = load(words)
+    return (chain.spent() - before) / (each * CLIENTS) * 1e6, float(said)
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """One row: on which server, its load, how its cost is put, and the ratio that is aimed at."""
+
+    server: str
+    title: str
+    run: Callable[[Chain, float], Figures]
+    form: str
+    aim: float
+
+
+WORKS = {
+    "pg-selects": Work("pg", f"PostgreSQL, pgbench -S, {CLIENTS} clients, each", pg_selects, "{:.0f} us", 1.5),
+    "my-selects": Work("my", f"MariaDB, point select, {CLIENTS} clients, each", my_selects, "{:.0f} us", 1.5),
+    "mongo-reads": Work("mongo", f"MongoDB, point read, {CLIENTS} clients, each", mongo_reads, "{:.0f} us", 1.5),
+    "pg-copy-out": Work("pg", "PostgreSQL, COPY TO STDOUT, per GB", pg_copy_out, "{:.2f} s", 1.0),
+    "pg-copy-in": Work("pg", "PostgreSQL, COPY FROM STDIN, per GB", pg_copy_in, "{:.2f} s", 1.0),
+    "my-result": Work("my", "MariaDB, one large result, per GB", my_result, "{:.2f} s", 1.0),
 }
+Results = dict[str, dict[str, list[Figures]]]  # [work][chain], a pair for each round
 
 
-def haproxy(files: pki.Pki, folder: Path, server: int) -> Chain:
-    """Two hops: plaintext to TLS with a client certificate, TLS to plaintext; one thread each."""
-    first, second = rivals.free_ports(1), rivals.free_ports(1)
-    user = folder / "user.pem"
-    user.write_text(files.user_certificate.read_text() + files.user_key.read_text())
-    host = f"ca-file {files.host_ca} verify required sni str(localhost) verifyhost localhost"
-    common = f"alpn {rivals.DATABASE} ssl-min-ver TLSv1.3"
-    ends = {
-        "near": f"    bind 127.0.0.1:{first}\n    server far 127.0.0.1:{second} ssl crt {user} {host} {common}\n",
-        "far": f"    bind 127.0.0.1:{second} ssl crt {files.both} {common} ca-file {files.user_ca} verify required\n"
-        f"    server one 127.0.0.1:{server}\n",
-    }
-    chain = Chain("haproxy", first)
-    for name, lines in ends.items():
-        config = folder / f"{name}.cfg"
-        config.write_text(
-            "global\n    nbthread 1\n    maxconn 1000\n"
-            "defaults\n    mode tcp\n    timeout connect 5s\n    timeout client 1h\n    timeout server 1h\n"
-            f"listen {name}\n{lines}"
-        )
-        log = folder / f"{name}.log"
-        with log.open("wb") as file:
-            chain.processes.append(subprocess.Popen(["haproxy", "-db", "-f", str(config)], stdout=file, stderr=file))
-    for port, one, name in zip((first, second), chain.processes, ends, strict=True):
-        rivals.wait(port, one, folder / f"{name}.log")
-    return chain
+def servers(
+    monoport: Monoport, postgres: PostgresServer, wanted: set[str], stack: ExitStack
+) -> Iterator[tuple[str, int, str, Chain]]:
+    """Start each server that is wanted: its name, its plaintext port, as whom to come there, monoport's chain."""
+    if "pg" in wanted:
+        yield "pg", postgres.port, "demo", monoport.chain("pg")
+    more: list[tuple[dict[str, str], int, str]] = []
+    if "my" in wanted:
+        mariadb = MariaDb(monoport.certificate("mariadb"))
+        stack.callback(mariadb.stop)
+        more.append(({"name": "my", "protocol": "mysql", "uri": f"localhost:{mariadb.port}"}, mariadb.plain, "plain"))
+    if "mongo" in wanted:
+        mongo = MongoDb(monoport.certificate("mongodb"))
+        stack.callback(mongo.stop)
+        uri = f"mongodb://127.0.0.1:{mongo.plain}/"
+        load([sys.executable, str(rivals.HERE / "mongoload.py"), "fill", uri, str(DOCUMENTS)])
+        more.append(({"name": "mongo", "protocol": "mongodb", "uri": f"localhost:{mongo.port}"}, mongo.plain, "demo"))
+    if more:
+        agent = monoport.agent("bench", [words for words, _, _ in more])
+        for words, plain, user in more:
+            yield words["name"], plain, user, monoport.chain(words["name"], agent)
 
 
-def monoport(cluster: Cluster) -> Chain:
-    """The demonstration's cluster and `tsh proxy db --tunnel`."""
-    chain = Chain("monoport", rivals.free_ports(1))
-    chain.processes.extend(one.process for one in cluster.processes if one.process is not None)
-    person = environment(cluster, "")
-    login = ["login", f"--proxy=localhost:{cluster.port}", "--user=demo", f"--ca-pin={cluster.pin}", "--no-ssh-setup"]
-    subprocess.run(
-        [cluster.tool("tsh"), *login],
-        input=cluster.password + "\n", text=True, env=person, check=True, stdout=subprocess.DEVNULL,
-    )  # fmt: skip
-    chain.processes.append(local_proxy(cluster, chain.port, "pg"))
-    return chain
-
-
-def local_proxy(cluster: Cluster, port: int, name: str) -> subprocess.Popen[bytes]:
-    """`tsh proxy db --tunnel`, once it listens."""
-    words = [cluster.tool("tsh"), "proxy", "db", "--tunnel", "-p", str(port), name]
-    near = subprocess.Popen(words, env=environment(cluster, ""), stdout=subprocess.PIPE)
-    assert near.stdout is not None
-    near.stdout.readline()
-    return near
-
-
-def run(
-    works: list[str], rounds: int, scale: float
-) -> tuple[dict[str, dict[str, list[float]]], dict[str, list[float]]]:
-    """Every figure of every round, results[work][chain], and the waits of each chain."""
-    results: dict[str, dict[str, list[float]]] = {work: {} for work in works}
+def run(works: list[str], rounds: int, scale: float) -> tuple[Results, dict[str, list[float]]]:
+    """Every figure of every round, and the waits for a connection by each way."""
+    results: Results = {work: {} for work in works}
     files = pki.make(BUILD / "pki")
-    with tempfile.TemporaryDirectory(prefix="bench-") as temporary:
+    with tempfile.TemporaryDirectory(prefix="bench-") as temporary, ExitStack() as stack:
         folder = Path(temporary)
         folder.chmod(0o711)  # PostgreSQL runs as somebody else where we are root
         cluster = Cluster(folder, rivals.free_ports(1), temporary=True)
-        chains: list[Chain] = []
-        try:
-            for _, start in cluster.steps():
-                start()
-            server = cluster.database
-            if server is None:
-                raise SystemExit("bench: no PostgreSQL: apt-get install postgresql")
-            (server.folder / "data" / "pg_hba.conf").write_text(PLAIN)
-            server.sql("select pg_reload_conf()")
-            server.sql("create table nowhere (line text); alter table nowhere owner to demo;", "demo")
-            load(
-                [
-                    _program("pgbench"),
-                    "-i",
-                    "-q",
-                    "-h",
-                    str(server.folder),
-                    "-p",
-                    str(server.port),
-                    "-U",
-                    "postgres",
-                    "demo",
-                ]
-            )
-            server.sql("grant select on all tables in schema public to demo; checkpoint;", "demo")
-            chains.append(monoport(cluster))
-            chains.append(haproxy(files, folder, server.port))
-            for number in range(rounds):
-                print(f"round {number + 1} of {rounds}", file=sys.stderr)
-                for work in works:
-                    for chain in chains if number % 2 else chains[::-1]:
-                        value = WORKS[work][1](chain, scale)
-                        results[work].setdefault(chain.name, []).append(value)
-                        print(f"  {work:10} {chain.name:9} {value:9.3f}", file=sys.stderr)
-            chains.append(channels(cluster, server.port))
-            found = {chain.name: waits(chain, max(int(WAITS * scale), 20)) for chain in chains}
-        finally:
-            for chain in chains:
-                for one in chain.processes:
-                    if one not in [process.process for process in cluster.processes]:
-                        one.send_signal(signal.SIGTERM)
-                        one.wait(15)
-            cluster.stop()
-    return results, found
+        stack.callback(cluster.stop)
+        for _, start in cluster.steps():
+            start()
+        postgres = _prepared(cluster)
+        monoport = Monoport(cluster)
+        stack.callback(monoport.stop)
+        chains: dict[str, list[Chain]] = {}
+        for name, plain, user, first in servers(monoport, postgres, {WORKS[work].server for work in works}, stack):
+            stack.callback(first.stop)
+            chains[name] = [first]
+            for secured in (False, True):
+                chains[name].append(haproxy(files, folder, plain, user, secured=secured))
+                stack.callback(chains[name][-1].stop)
+        for number in range(rounds):
+            print(f"round {number + 1} of {rounds}", file=sys.stderr)
+            for work in works:
+                ways = chains[WORKS[work].server]
+                for chain in ways[number % 3 :] + ways[: number % 3]:
+                    figures = WORKS[work].run(chain, scale)
+                    results[work].setdefault(chain.name, []).append(figures)
+                    print(f"  {work:12} {chain.name:9} {figures[0]:9.3f} {figures[1] or 0:8.3f}", file=sys.stderr)
+        if "pg" not in chains:
+            return results, {}
+        database = {"name": "pg-channels", "protocol": "postgres", "uri": f"localhost:{postgres.port}"}
+        channel = monoport.chain("pg-channels", monoport.agent("channels", [database], dial_back=False), "channels")
+        stack.callback(channel.stop)
+        ways = [*chains["pg"][:2], channel]
+        return results, {chain.name: waits(chain, max(int(WAITS * scale), 20)) for chain in ways}
 
 
-def table(results: dict[str, dict[str, list[float]]]) -> list[list[str]]:
-    """Header and rows: medians, and the median of the rounds' ratios beside the aim."""
-    rows = [["work", "monoport", "two HAProxy", "ratio", "aim"]]
-    for work, values in results.items():
-        title, _, form, aim = WORKS[work]
-        ours, theirs = values["monoport"], values["haproxy"]
-        ratio = statistics.median(one / other for one, other in zip(ours, theirs, strict=True))
-        cells = [form.format(statistics.median(one)) for one in (ours, theirs)]
-        rows.append([title, *cells, f"{ratio:.2f}", f"{aim:.2f}"])
+def _prepared(cluster: Cluster) -> PostgresServer:
+    """The demonstration's PostgreSQL, with what the loads need."""
+    server = cluster.database
+    if server is None:
+        raise SystemExit("bench: no PostgreSQL: apt-get install postgresql")
+    (server.folder / "data" / "pg_hba.conf").write_text(PLAIN)
+    server.sql("select pg_reload_conf()")
+    server.sql("create table nowhere (line text); alter table nowhere owner to demo;", "demo")
+    load([_program("pgbench"), "-i", "-q", f"host={server.folder} port={server.port} user=postgres dbname=demo"])
+    server.sql("grant select on all tables in schema public to demo; checkpoint;", "demo")
+    return server
+
+
+def table(results: Results) -> list[list[str]]:
+    """Header and rows: medians, and the medians of the rounds' ratios beside the aim."""
+    rows = [["work", "monoport", "two HAProxy", "ratio", "with TLS to the server", "ratio", "aim"]]
+    for name, values in results.items():
+        work = WORKS[name]
+        rows.append([work.title, *_cells(values, 0, work.form), f"{work.aim:.1f}"])
+        if values["monoport"][0][1] is not None:
+            rows.append(["  how long its client waits", *_cells(values, 1, "{:.2f} ms"), ""])
     return rows
 
 
-CHANNELS = """\
-version: v3
-teleport:
-  nodename: channels
-  data_dir: {root}/channels
-  proxy_server: localhost:{port}
-  ca_pin: {pin}
-  join_params: {{method: token, token_name: {token}}}
-  dial_back: no
-db_service:
-  enabled: yes
-  databases:
-    - {{name: pg-channels, protocol: postgres, uri: "localhost:{server}"}}
-"""
+def _cells(values: dict[str, list[Figures]], which: int, form: str) -> list[str]:
+    """monoport's figure, and each other chain's with its ratio."""
 
+    def of(name: str) -> list[float]:
+        return [one[which] or 0.0 for one in values[name]]
 
-def channels(cluster: Cluster, server: int) -> Chain:
-    """Another agent, which does not dial back, for the same server."""
-    token = json.loads(cluster.tctl("tokens", "add", "--type=db", "--format=json"))["token"]
-    config, log = cluster.root / "channels.yaml", cluster.root / "channels.log"
-    config.write_text(
-        CHANNELS.format(root=cluster.root, port=cluster.port, pin=cluster.pin, token=token, server=server)
-    )
-    config.chmod(0o600)
-    with log.open("wb") as file:
-        agent = subprocess.Popen([cluster.tool("monoport"), "start", "-c", str(config)], stdout=file, stderr=file)
-    deadline = time.monotonic() + START_SECONDS
-    while '"pg-channels"' not in cluster.tctl("db", "ls", "--format=json"):
-        if time.monotonic() > deadline:
-            raise SystemExit(f"bench: the second agent is not there: {log.read_text()[-500:]}")
-    chain = Chain("channels", rivals.free_ports(1), [agent])
-    chain.processes.append(local_proxy(cluster, chain.port, "pg-channels"))
-    return chain
+    ours = of("monoport")
+    cells = [form.format(statistics.median(ours))]
+    for other in ("haproxy", "secured"):
+        ratio = statistics.median(one / theirs for one, theirs in zip(ours, of(other), strict=True))
+        cells += [form.format(statistics.median(of(other))), f"{ratio:.2f}"]
+    return cells
 
 
 def waits(chain: Chain, count: int) -> list[float]:
     """Milliseconds until a client of a new connection may ask its first question, in ascending order."""
-    found = []
-    psycopg.connect(chain.words()).close()  # the first may fetch certificates; it is not what is measured
+    took = []
+    psycopg.connect(libpq(chain)).close()  # the first may fetch certificates; it is not what is measured
     for _ in range(count):
         began = time.perf_counter()
-        with psycopg.connect(chain.words()):
-            found.append((time.perf_counter() - began) * 1000)
-    return sorted(found)
+        with psycopg.connect(libpq(chain)):
+            took.append((time.perf_counter() - began) * 1000)
+    return sorted(took)
 
 
 def waited(results: dict[str, list[float]]) -> list[list[str]]:
@@ -283,24 +278,27 @@ def waited(results: dict[str, list[float]]) -> list[list[str]]:
 
 
 def _program(name: str) -> str:
-    found = find(name)
-    if found is None:
+    path = find(name)
+    if path is None:
         raise SystemExit(f"bench: no {name}: apt-get install postgresql")
-    return found
+    return path
 
 
 def main() -> int:
     """Run what was asked for and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else "")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--scale", type=float, default=1.0, help="of the amounts per round")
     parser.add_argument("--work", default=",".join(WORKS))
     parser.add_argument("--no-write", action="store_true", help="leave the page as it is")
     asked = parser.parse_args()
-    if "haproxy" in rivals.missing():
-        raise SystemExit("bench: no haproxy: apt-get install haproxy")
-    results, found = run([work for work in WORKS if work in asked.work.split(",")], asked.rounds, asked.scale)
-    text = f"{aligned(table(results))}\n\n{aligned(waited(found))}"
+    for program, package in (("haproxy", "haproxy"), ("mariadb-slap", "mariadb-client")):
+        if shutil.which(program) is None:
+            raise SystemExit(f"bench: no {program}: apt-get install {package}")
+    results, found_waits = run([work for work in WORKS if work in asked.work.split(",")], asked.rounds, asked.scale)
+    text = aligned(table(results))
+    if found_waits:
+        text += f"\n\n{aligned(waited(found_waits))}"
     print(text)
     if not asked.no_write:
         size = f"Medians of {asked.rounds} rounds of {asked.scale:g} of the amounts"
@@ -310,10 +308,12 @@ def main() -> int:
 
 HEAD = f"""# Benchmarks: databases
 
-The last table of `bench/databases.py`, which `make bench` runs too: PostgreSQL through monoport's whole chain (local
-proxy, proxy, tunnel, agent with the audit log on, TLS to the server) beside two HAProxy hops with TLS between them and
-plaintext to the server. Processor time of all processes of a chain, without client and server. {CLIENTS} clients of
-pgbench; COPY in rows of {ROW} bytes. Where the time goes is in
+The last table of `bench/databases.py`, which `make bench` runs too: monoport's whole chain (local proxy, proxy,
+dial-back, agent with the audit log on, TLS to the server) beside hops of HAProxy. Processor time of all processes of a
+chain, without client and server, and how long the clients of the load wait. *Two HAProxy*: TLS between the two hops,
+plaintext to the server. *With TLS to the server*: the second hop encrypts anew towards the server, as the agent does,
+to a third that stands for the server's own TLS and is not counted. Neither reads, decides or records anything.
+{CLIENTS} clients; bulk data in rows of {ROW} bytes. Where the time goes is in
 [decisions/0009-database-chain.md](decisions/0009-database-chain.md).
 """
 
