@@ -380,3 +380,18 @@ class TestFiles:
         (tmp_path / "token").write_bytes(b"x" * 1_048_577)
         text = PROXY + f"teleport: {{join_params: {{token_name: {tmp_path}/token}}}}\n"
         assert f"{tmp_path}/token is larger than 1048576 bytes" in refusal(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        (PROXY + "  web_listen_addr: 127.0.0.1:3080\n", "5:20"),
+        (PROXY, "2:1"),  # the default stands nowhere: its section is named
+        ("version: v3\nteleport:\n  proxy_service: {enabled: yes, web_listen_addr: ':3080'}\n", "3:50"),
+        ("version: v3\nteleport:\n  proxy_service: {enabled: yes}\n", "3:3"),
+    ],
+)
+def test_what_is_found_out_only_when_tried_has_its_place_too(text: str, place: str) -> None:
+    """As an address in use."""
+    error = config.parse(text, "monoport.yaml").error("proxy_service", "web_listen_addr", "in use; expected another")
+    assert str(error) == f"monoport.yaml:{place}: proxy_service.web_listen_addr: in use; expected another"

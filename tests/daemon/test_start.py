@@ -16,7 +16,7 @@ import pytest
 
 from monoport.auth.authorities import TrustedCas
 from monoport.client.webapi import WebApi
-from monoport.config import Address, Config
+from monoport.config import Address, Config, ConfigError
 from monoport.daemon import agents, start
 from monoport.daemon.agents import Service
 from monoport.daemon.datadir import open_data_directory
@@ -135,16 +135,30 @@ def test_an_error_in_a_service_is_not_swallowed(
         start.run(configured())
 
 
-def test_an_address_in_use_is_told_before_anything_starts(configured: Callable[..., Config], tmp_path: Path) -> None:
-    config = configured()
+def test_an_address_in_use_is_told_where_it_was_written_before_anything_starts(
+    configured: Callable[..., Config], tmp_path: Path
+) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
-        address = Address("127.0.0.1", other.getsockname()[1])
-        proxy = config.proxy_service.model_copy(update={"web_listen_addr": address})
-        with pytest.raises(
-            Failure, match=rf"^{address} cannot be listened on: it is in use, is another daemon running"
-        ):
-            start.run(config.model_copy(update={"proxy_service": proxy}))
+        port = other.getsockname()[1]
+        config = configured(proxy=f", mongo_listen_addr: '127.0.0.1:{port}'")
+        with pytest.raises(ConfigError) as failed:
+            start.run(config)
+    line = "proxy_service: {enabled: yes, web_listen_addr: '127.0.0.1:0', public_addr: ['proxy.example.com:443'], "
+    column = len(line + "mongo_listen_addr: ") + 1
+    assert str(failed.value) == (
+        f"{tmp_path / 'monoport.yaml'}:4:{column}: proxy_service.mongo_listen_addr: 127.0.0.1:{port} cannot be "
+        "listened on: it is in use; expected a free address of this host (does another daemon run?)"
+    )
     assert not (tmp_path / "data" / "auth.db").exists()
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "0.0.0.0"])
+def test_one_address_for_two_keys_is_told_at_the_second(configured: Callable[..., Config], host: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    config = configured(proxy=f", tunnel_listen_addr: '127.0.0.1:{port}', mongo_listen_addr: '{host}:{port}'")
+    with pytest.raises(ConfigError, match=f"{host}:{port} is taken by proxy_service.tunnel_listen_addr; expected"):
+        start.run(config)
 
 
 def test_the_first_failure_for_a_user_is_shown() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import ssl
 import subprocess
@@ -64,7 +65,12 @@ def test_wrong_configuration_is_one_line_with_its_place(tmp_path: Path, text: st
 def test_two_daemons_on_one_data_folder_and_on_one_port(own: Cluster, tmp_path: Path) -> None:
     assert "in use" in config_error(tmp_path, own.config.read_text())
     other = own.config.read_text().replace(f"{own.root}/front", f"{tmp_path}/other")
-    assert str(own.port) in config_error(tmp_path, other)
+    said = config_error(tmp_path, other)
+    assert re.fullmatch(
+        rf"monoport: \S+/wrong\.yaml:10:20: proxy_service\.web_listen_addr: 127\.0\.0\.1:{own.port} "
+        r"cannot be listened on: it is in use; expected a free address .*\n",
+        said,
+    ), said
 
 
 def test_wrong_password_and_unknown_user_read_the_same(own: Cluster) -> None:

@@ -50,5 +50,6 @@ def test_a_port_that_is_taken_is_one_line() -> None:
         words = [BIN / "monoport", "demo", "--port", str(port)]
         done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 1
-    assert f"127.0.0.1:{port}" in done.stderr
+    assert f"127.0.0.1:{port} cannot be listened on: it is in use" in done.stderr
+    assert "front.yaml" not in done.stderr, "nobody has written it"
     assert len(done.stderr.strip().splitlines()) == 1, done.stderr

@@ -4,6 +4,7 @@ Belongs here: reading the file, turning validation errors into positions, what d
 Does not belong here: the keys themselves (model.py), YAML (source.py).
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 from cryptography import x509
@@ -70,7 +71,7 @@ def parse(text: str, name: str) -> Config:
     except ValidationError as error:
         raise _first(error.errors(include_url=False), document) from None
     _check(config, document)
-    return _complete(config, document)
+    return _complete(config, document).read_from(replace(document, data={}))
 
 
 def _place_sections(document: Source) -> None:

@@ -9,11 +9,12 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
+from pydantic import BeforeValidator, Field, PrivateAttr, ValidationInfo, field_validator
 
 from monoport import protocols
 from monoport.config import values
 from monoport.config.section import Section, Service
+from monoport.config.source import ConfigError, Source
 from monoport.config.values import Address, Shown, address, one_or_many, problem, show
 from monoport.wire import names
 
@@ -373,6 +374,7 @@ class Config(Section):
     proxy_service: ProxyService = Field(default_factory=ProxyService, description="the front door")
     ssh_service: SshService = Field(default_factory=SshService, description="this host as an SSH node")
     db_service: DbService = Field(default_factory=DbService, description="the agent beside databases")
+    _source: Source = PrivateAttr(default_factory=lambda: Source("configuration", {}))
 
     @field_validator("version", mode="before")
     @classmethod
@@ -380,6 +382,15 @@ class Config(Section):
         if value == "v1":
             values.refuse_later("version: v1", "v2 or v3")
         return value
+
+    def read_from(self, source: Source) -> "Config":
+        """Remember where each key was written."""
+        self._source = source
+        return self
+
+    def error(self, section: str, key: str, message: str) -> ConfigError:
+        """Make the error of a key whose value cannot be used, found only when it was tried; it names the place."""
+        return self._source.error((section, key), f"{section}.{key}: {message}")
 
     @property
     def cluster_name(self) -> str:

@@ -7,6 +7,7 @@ belong here: what each service is made of (frontdoor, agents, member).
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import resource
 import signal
@@ -70,26 +71,55 @@ def _raise_descriptors() -> None:
 
 
 def _bind(config: Config) -> dict[str, list[socket.socket]]:
-    """Every address that the configuration names, bound: one that is in use is told before anything starts."""
-    wanted: dict[str, Address | None] = {"diag": config.teleport.diag_addr}
-    if config.auth_service.enabled:
-        wanted["auth"] = config.auth_service.listen_addr
-    if config.proxy_service.enabled:
-        proxy = config.proxy_service
-        wanted["web"] = proxy.web_listen_addr
-        wanted |= {"ssh": proxy.listen_addr, "tunnel": proxy.tunnel_listen_addr}
-        wanted |= {one.name: getattr(proxy, one.listen_key) for one in protocols.TABLE.values() if one.listen_key}
+    """Every address that the configuration names, bound: one that cannot be had is told before anything starts.
+
+    Raises ConfigError at the key that names it.
+    """
     bound: dict[str, list[socket.socket]] = {}
+    keys: dict[str, str] = {}
     try:
-        for name, address in wanted.items():
-            if address is not None:
+        for name, section, key, address in _addresses(config):
+            try:
                 bound[name] = listener.bind(address.host, address.port)
+                keys[name] = f"{section}.{key}"
+                # The system lets one process bind an address twice, and fails when the second is to listen.
+                for other in (one for one in bound if one != name and _overlap(bound[one], bound[name])):
+                    message = f"{address} is taken by {keys[other]}; expected an address of its own"
+                    raise config.error(section, key, message)
+            except listener.ListenError as error:
+                message = f"{error}; expected a free address of this host (does another daemon run?)"
+                raise config.error(section, key, message) from error
     except BaseException:
         for sockets in bound.values():
             for one in sockets:
                 one.close()
         raise
     return bound
+
+
+def _overlap(some: list[socket.socket], others: list[socket.socket]) -> bool:
+    """Whether a client could come to either of them at one address."""
+    for one, other in itertools.product(some, others):
+        here, there = one.getsockname(), other.getsockname()
+        hosts = {here[0], there[0]}
+        if one.family == other.family and here[1] == there[1] and (len(hosts) == 1 or hosts & {"0.0.0.0", "::"}):  # noqa: S104
+            return True
+    return False
+
+
+def _addresses(config: Config) -> Iterator[tuple[str, str, str, Address]]:
+    """What is listened on: what for, section and key of the configuration, and the address."""
+    wanted = [("diag", "teleport", "diag_addr")]
+    if config.auth_service.enabled:
+        wanted.append(("auth", "auth_service", "listen_addr"))
+    if config.proxy_service.enabled:
+        ours = {"web": "web_listen_addr", "ssh": "listen_addr", "tunnel": "tunnel_listen_addr"}
+        ours |= {one.name: one.listen_key for one in protocols.TABLE.values() if one.listen_key}
+        wanted += [(name, "proxy_service", key) for name, key in ours.items()]
+    for name, section, key in wanted:
+        address = getattr(getattr(config, section), key)
+        if address is not None:
+            yield name, section, key, address
 
 
 def _first(group: ExceptionGroup[Exception]) -> Exception:

@@ -439,7 +439,7 @@ def _not(address: tuple[Any, ...], error: OSError) -> ListenError:
 
 def _why(error: OSError) -> str:
     if error.errno == errno.EADDRINUSE:
-        return "it is in use, is another daemon running?"
+        return "it is in use"
     if error.errno == errno.EACCES:
         return "ports below 1024 need CAP_NET_BIND_SERVICE"
     return error.strerror or str(error)

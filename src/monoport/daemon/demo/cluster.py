@@ -8,6 +8,7 @@ from __future__ import annotations
 import getpass
 import json
 import os
+import re
 import secrets
 import select
 import signal
@@ -191,10 +192,15 @@ class Cluster:
         while not true():
             if one is not None and one.process is not None and one.process.poll() is not None:
                 lines = one.log.read_text(errors="replace").strip().splitlines()
-                raise Failure(lines[-1].removeprefix("monoport: ") if lines else f"the {one.name} ended at once")
+                raise Failure(_said(lines[-1], one.config) if lines else f"the {one.name} ended at once")
             if time.monotonic() > deadline:
                 raise Failure(f"waited {START_SECONDS:g} s for {what}; see {self.root}")
             select.select([], [], [], 0.05)
+
+
+def _said(line: str, config: Path) -> str:
+    """A daemon's last line without the place in a configuration that nobody here has written."""
+    return re.sub(rf"^monoport: (?:{re.escape(str(config))}:\d+:\d+: )?", "", line)
 
 
 def _free_port() -> int:
