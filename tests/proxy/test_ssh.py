@@ -18,6 +18,7 @@ from monoport.audit.log import MemoryLog
 from monoport.net.memory import pair
 from monoport.proxy import ssh as service
 from monoport.proxy.connection import Connection
+from monoport.proxy.plainssh import PlainSsh
 from monoport.proxy.registry import Connections
 from monoport.proxy.ssh import SshProxy
 from monoport.proxy.tunnel import ReverseTunnels
@@ -82,6 +83,14 @@ class Shop(World):
                 yield client
 
 
+class PlainShop(Shop):
+    """Its users come without TLS, where agents sign in too."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.ssh = PlainSsh(self.ssh, self.tunnels)
+
+
 async def echo(preface, stream):
     await dial.accept(stream)
     await stream.write(f"{preface.host_id} {preface.source} {preface.connection}\n".encode())
@@ -90,9 +99,10 @@ async def echo(preface, stream):
     stream.send_eof()
 
 
-@pytest.fixture
-def shop() -> Shop:
-    found = Shop(Cas())
+@pytest.fixture(params=[Shop, PlainShop], ids=["behind-tls", "plain"])
+def shop(request) -> Shop:
+    """The users' end is the same, whether ALPN has said that they come or only their certificate does."""
+    found = request.param(Cas())
     found.listed = [node("n1", "web"), node("n2", "db")]
     return found
 

@@ -4,8 +4,11 @@ import pytest
 
 from monoport.routing.match import decide, match, silence
 from monoport.routing.outcome import Answer, Ask, Code, Kind, Refusal, Route, Show, Tls, Trust
+from monoport.routing.table import build
 from monoport.wire import alert
 from monoport.wire.clienthello import ClientHello
+
+from .conftest import POSTGRES, PUBLIC, SERVED
 
 SSL_REQUEST = bytes.fromhex("00000008 04d2162f")
 GSSENC_REQUEST = bytes.fromhex("00000008 04d21630")
@@ -215,6 +218,10 @@ def test_row_unknown_alpn(first, whole, alpn):
 def test_row_ssh_plain(first, bare):
     assert match(b"SSH-2.0-OpenSSH_9.2p1\r\n", first) == Route(Kind.SSH, "ssh-plain", None)
     assert {match(b"SSH-"[:end], first) for end in range(4)} == {None}
+    agents = build(PUBLIC, "example", SERVED, [POSTGRES], agents=True)
+    assert match(b"SSH-2.0-monoport\r\n", agents) == Route(Kind.TUNNEL, "ssh-plain", None)
+    users = build(PUBLIC, "example", frozenset({Kind.SSH}), [POSTGRES], agents=True)
+    assert refused(match(b"SSH-2.0", users), Code.NOT_ENABLED, b"")
     assert refused(match(b"SSH-2.0", bare), Code.NOT_ENABLED, b"")
 
 

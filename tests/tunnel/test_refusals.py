@@ -342,10 +342,5 @@ async def test_turning_an_agent_away_after_it_was_identified(world):
     def no(identity):
         raise ConnectionRefusedError(f"{identity} is not wanted")
 
-    original = world.tunnels.serve
-
-    async def serve(stream, **options):
-        await original(stream, identified=no, **options)
-
-    world.tunnels.serve = serve  # type: ignore[method-assign]
+    world.identified = no
     await turned_away(world)

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -13,15 +14,21 @@ from cryptography.hazmat.primitives.serialization import SSHCertificateBuilder, 
 
 from monoport.access.decide import DatabaseLogin, Permit, Ssh, authorize
 from monoport.access.identity import SSH_EXTENSION, Identity, Kind, encode
-from monoport.access.resources import Database, Lock, Node, parse_document
+from monoport.access.resources import Database, Lock, Node, Role, parse_document
+from monoport.audit.log import MemoryLog
 from monoport.net.memory import pair
 from monoport.net.stream import Stream
+from monoport.proxy.connection import Connection
+from monoport.proxy.plainssh import PlainSsh
+from monoport.proxy.registry import Connections
+from monoport.proxy.ssh import SshProxy
 from monoport.tunnel.agent import Agent, Handler
 from monoport.tunnel.link import HostKey
 from monoport.tunnel.proxy import Tunnels
 from monoport.tunnel.reach import Proxy
 
 CLUSTER = "example.com"
+SOURCE = ("192.0.2.7", 4711)
 
 
 def line(key: ec.EllipticCurvePrivateKey) -> str:
@@ -150,6 +157,7 @@ class World:
     proxy_roles: tuple[str, ...] = ("proxy",)
     served: list[Stream] = field(default_factory=list)
     through: Callable[[Stream], Stream] = lambda stream: stream  # the wire between agent and proxy
+    identified: Callable[[Identity], object] | None = None  # told who an agent is
 
     def __post_init__(self) -> None:
         self.proxy_key = self.ca.host_pair("proxy-1", self.proxy_roles, self.proxy_names)
@@ -177,10 +185,13 @@ class World:
             ours, far = pair()
             theirs = self.through(far)
             self.served.append(theirs)
-            group.create_task(self.tunnels.serve(theirs, source=("192.0.2.7", 4711), connection=f"c{len(self.served)}"))
+            group.create_task(self.serve(theirs, f"c{len(self.served)}"))
             return ours
 
         return connect
+
+    async def serve(self, stream: Stream, connection: str) -> None:
+        await self.tunnels.serve(stream, source=SOURCE, connection=connection, identified=self.identified)
 
     def agent(self, group: asyncio.TaskGroup, name: str, handler: Handler, **options: object) -> Agent:
         key = options.pop("key", None) or self.ca.host_pair(name, ("node",), (name, f"{name}.{CLUSTER}"))
@@ -208,3 +219,27 @@ class World:
                 task.cancel()
                 for stream in self.served:
                     stream.abort()
+
+
+class PlainWorld(World):
+    """Agents come to its proxy without TLS, where users sign in too."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.roles: dict[str, Role] = {}
+        self.connections = Connections()
+        users = SshProxy(lambda: self.proxy_key, self.tunnels, self, MemoryLog())
+        self.plain = PlainSsh(users, self.tunnels)
+
+    async def serve(self, stream: Stream, connection: str) -> None:
+        world = self
+
+        class Told(Connection):
+            def identify(self, proof: bytes | Identity) -> Identity:
+                if world.identified is not None:
+                    assert isinstance(proof, Identity)
+                    world.identified(proof)
+                return super().identify(proof)
+
+        front = SimpleNamespace(connections=self.connections, cas=lambda: self.ca)
+        await self.plain.serve(Told(connection, SOURCE, stream, front))  # type: ignore[arg-type]

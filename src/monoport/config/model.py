@@ -230,10 +230,10 @@ class ProxyService(Service):
         description="certificates for browsers, reread when the files change (default: one of the cluster's own CA)",
     )
     listen_addr: Annotated[Address | None, address(SSH_PROXY_PORT, "0.0.0.0:3023", listens=True), _ADDRESS] = Field(
-        default=None, description="one more port, for SSH clients without TLS (default port 3023)"
+        default=None, description="one more port, for SSH clients, which need no TLS (default port 3023)"
     )
     tunnel_listen_addr: Annotated[Address | None, address(TUNNEL_PORT, "0.0.0.0:3024", listens=True), _ADDRESS] = Field(
-        default=None, description="one more port, for agents without TLS (default port 3024)"
+        default=None, description="one more port, for agents; without TLS it lets in nobody else (default port 3024)"
     )
     postgres_listen_addr: Annotated[Address | None, address(POSTGRES_PORT, "0.0.0.0:5432", listens=True), _ADDRESS] = (
         Field(default=None, description="one more port, for PostgreSQL clients (default port 5432)")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from monoport.proxy.auth import AuthService
 from monoport.proxy.connection import FrontDoor, Handler, serve
 from monoport.proxy.contexts import Contexts, KeyPair
 from monoport.proxy.database import Databases
+from monoport.proxy.plainssh import PlainSsh
 from monoport.proxy.registry import Connections
 from monoport.proxy.ssh import SshProxy
 from monoport.proxy.tunnel import DialBacks, ReverseTunnels
@@ -59,6 +61,7 @@ class Proxy:
         self._listener: Listener | None = None
         self._over = asyncio.Event()
         self._own: dict[str, str] = {}  # by port: protocols that begin with TLS and have it for themselves
+        self._tunnel_ports: frozenset[str] = frozenset()
         self._stamps: tuple[tuple[int, int], ...] = ()
         self._public = self._fresh_keypairs() or ()
         self.contexts = Contexts(self._shown(), self._public, self._trusted())
@@ -67,8 +70,9 @@ class Proxy:
         web = Web(
             site(config, cluster, lambda: tuple(pin(pem) for pem in cache.cas.host)), member.client, lambda: cache.cas
         )
+        users = SshProxy(lambda: host.key, tunnels, cache, audit)
         handlers: dict[Kind, Handler] = {
-            Kind.SSH: SshProxy(lambda: host.key, tunnels, cache, audit).serve,
+            Kind.SSH: PlainSsh(users, tunnels).serve,
             Kind.TUNNEL: ReverseTunnels(tunnels).serve,
             Kind.DIALBACK: DialBacks(tunnels).serve,
             Kind.DATABASE: Databases(self.contexts, tunnels, cache, audit).serve,
@@ -79,8 +83,11 @@ class Proxy:
         rules = [description.routing for description in protocols.TABLE.values()]
         public = [str(address) for address in config.public_addrs]
         self._greets = _greets(config)
-        table = routing.build(public, cluster, frozenset(handlers), rules, greeting=bool(self._greets))
+        served, greeting = frozenset(handlers), bool(self._greets)
+        table = routing.build(public, cluster, served, rules, greeting=greeting)
         self.front = FrontDoor(table, self.contexts, self.connections, handlers, lambda: cache.cas)
+        agents = routing.build(public, cluster, served, rules, greeting=greeting, agents=True)
+        self._agents = replace(self.front, table=agents)  # tunnel_listen_addr
         cache.subscribe(self._changed)
 
     async def run(self, bound: Mapping[str, Sequence[socket.socket]]) -> None:
@@ -95,6 +102,7 @@ class Proxy:
         sockets = [one for found in bound.values() for one in found]
         by_name = (one.name for one in protocols.TABLE.values() if one.routing.by_name)
         self._own = {str(sock.getsockname()[1]): name for name in by_name for sock in bound.get(name, ())}
+        self._tunnel_ports = frozenset(str(sock.getsockname()[1]) for sock in bound.get("tunnel", ()))
         greets = {one: seconds for name, seconds in self._greets.items() for one in bound.get(name, ())}
         self._listener = Listener(sockets, self._serve, limits, self.connections.turned_away, balancers, greets=greets)
         async with asyncio.TaskGroup() as group:
@@ -139,9 +147,10 @@ class Proxy:
 
     async def _serve(self, arrival: object) -> None:
         stream = arrival.stream  # type: ignore[attr-defined]
-        port = stream.local.rpartition(":")[2] if self._own and isinstance(stream, SocketStream) else ""
-        own = self._own.get(port, "")
-        await serve(arrival, self.front, own)  # type: ignore[arg-type]
+        more = self._own or self._tunnel_ports
+        port = stream.local.rpartition(":")[2] if more and isinstance(stream, SocketStream) else ""
+        front = self._agents if port in self._tunnel_ports else self.front
+        await serve(arrival, front, self._own.get(port, ""))  # type: ignore[arg-type]
 
     def _changed(self, change: Change) -> None:
         if not isinstance(change, Put | Removed):

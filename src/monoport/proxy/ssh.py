@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import binascii
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any, NoReturn, Protocol, assert_never
 
@@ -83,23 +84,34 @@ class SshProxy:
         self._host, self._tunnels, self._directory, self._audit, self._now = host, tunnels, directory, audit, now
 
     async def serve(self, connection: Connection) -> None:
-        """Serve one connection to its end."""
+        """Serve one user's connection to its end."""
+        options, source = self.options(), connection.source
+        async with (
+            self.answering(connection) as owner,
+            link.serving(connection.stream, options, UserLink, owner, source) as made,
+        ):
+            await attend(made, connection)
+
+    def options(self) -> Any:
+        """Options of the SSH server that users sign in to."""
+        return link.server_options(self._host(), link.USER_LOGIN, link.TUNNEL_PACKET)
+
+    @asynccontextmanager
+    async def answering(self, connection: Connection) -> AsyncIterator[Users]:
+        """What answers for one user's connection, whose channels end with the body, and whose end is no error."""
         log = _log.bind(connection=connection.id, source=shown(connection.source))
-        options = link.server_options(self._host(), link.USER_LOGIN, link.TUNNEL_PACKET)
         async with asyncio.TaskGroup() as group:
 
             def start(work: Coroutine[Any, Any, None]) -> None:
                 group.create_task(_guarded(work, log))
 
-            owner = _Users(self, connection, start, log)
             try:
-                async with link.serving(connection.stream, options, _UserLink, owner, connection.source) as made:
-                    made.set_keepalive(link.ALIVE, link.MISSED)
-                    connection.client = str(made.get_extra_info("client_version", ""))
-                    await made.wait_closed()
+                yield Users(self, connection, start, log)
             except (asyncssh.Error, OSError) as error:
-                connection.ended = connection.ended or f"not signed in: {error}"
-                log.info("ssh connection closed", reason=str(error))
+                reason = str(error) or type(error).__name__
+                unknown = connection.identity is None
+                connection.ended = connection.ended or (f"not signed in: {reason}" if unknown else reason)
+                log.info("ssh connection closed", reason=reason)
 
     def identify(self, certificate: bytes) -> Identity:
         """Return the user that a certificate proves; raises IdentityError."""
@@ -159,13 +171,20 @@ class SshProxy:
         )
 
 
-class _UserLink(link.ServerLink):
+async def attend(made: link.ServerLink, connection: Connection) -> None:
+    """Keep a user's connection until it ends or falls silent."""
+    made.set_keepalive(link.ALIVE, link.MISSED)
+    connection.client = str(made.get_extra_info("client_version", ""))
+    await made.wait_closed()
+
+
+class UserLink(link.ServerLink):
     """A user's connection; the name that it asks for confers nothing, the certificate says who it is."""
 
     async def validate_public_key(self, username: str, key_data: bytes, msg: bytes, signature: bytes) -> bool:
         self.attempt()
         owner = self.get_owner()
-        if not isinstance(owner, _Users) or not link.certifies(key_data):
+        if not isinstance(owner, Users) or not link.certifies(key_data):
             return False
         try:
             identity = owner.vouched(key_data)
@@ -180,7 +199,7 @@ class _UserLink(link.ServerLink):
         return permission in {"port-forwarding", "pty"}  # the channel to a node is the service; a terminal, the hint's
 
 
-class _Users(asyncssh.SSHServer):
+class Users(asyncssh.SSHServer):
     """Answers for one user's connection: direct-tcpip to nodes is served, everything else is refused."""
 
     def __init__(

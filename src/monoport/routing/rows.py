@@ -100,13 +100,14 @@ def rows(
     applications: Mapping[str, str],
     fallback: str,
     greeting: bool = True,
+    agents: bool = False,
 ) -> tuple[Rule, ...]:
     """Every rule, in order.
 
     Args:
         publics: canonical public hosts. clusters: the own cluster's name as configured, then as a canonical host name
             where that differs. applications: name by canonical host.
-        fallback: host[:port] for redirects. served, protocols, greeting: as for table.build().
+        fallback: host[:port] for redirects. served, protocols, greeting, agents: as for table.build().
     """
     domains = frozenset(map(names.databases, publics))
     reserved = names.reserved_domains(publics)
@@ -120,7 +121,7 @@ def rows(
         *_reserved(),
         *_ordinary(served, protocols, applications, domains, reserved),
         *(rule for protocol in protocols for rule in _upgraded(protocol, domains, reserved, database)),
-        _plain("ssh-plain", "SSH-", (b"SSH-",), Go(Kind.SSH, None), "SSH proxy", served=Kind.SSH in served),
+        _ssh(served, agents),
         *(rule for protocol in protocols for rule in _openings(protocol, database)),
         *_silence(protocols, states, database, greeting),
         _plain("http", "an HTTP verb", http.VERBS, Redirect(fallback), "308 to https", served=True),
@@ -153,6 +154,14 @@ def _plain(
 ) -> Rule:
     when = Begins(tuple(tuple(signature) for signature in begins))
     return Rule(name, first, bytes, when, then, to, Rank.FIRST, served=served)
+
+
+def _ssh(served: frozenset[Kind], agents: bool) -> Rule:
+    """The row of SSH without TLS, which says who has come only within."""
+    kind, to = Kind.SSH, "SSH proxy for a user's certificate, reverse tunnel for a host's"
+    if agents:
+        kind, to = Kind.TUNNEL, "reverse tunnel"
+    return _plain("ssh-plain", "SSH-", (b"SSH-",), Go(kind, None), to, served=kind in served)
 
 
 def _by_name(publics: tuple[str, ...], served: frozenset[Kind]) -> Iterator[Rule]:

@@ -55,6 +55,7 @@ def build(
     applications: Mapping[str, str] = MappingProxyType({}),
     *,
     greeting: bool = True,
+    agents: bool = False,
 ) -> Table:
     """Build the table of one proxy.
 
@@ -65,6 +66,7 @@ def build(
         protocols: the database protocols that are served.
         applications: name of an application by its public host name.
         greeting: whether a client that stays silent is spoken to, where a protocol's server speaks first.
+        agents: whether it is the table of a port for agents, where SSH without TLS is theirs alone.
     Raises:
         TableError: a name is illegal, or two rows could not be told apart.
     """
@@ -80,7 +82,14 @@ def build(
     _check_names(publics, clusters[-1], apps)
     rows.check_protocols(protocols, clusters)
     listed = rows.rows(
-        publics, clusters, served, protocols=protocols, applications=apps, fallback=fallback, greeting=greeting
+        publics,
+        clusters,
+        served,
+        protocols=protocols,
+        applications=apps,
+        fallback=fallback,
+        greeting=greeting,
+        agents=agents,
     )
     _check_signatures(listed)
     said = frozenset[str]().union(*(rule.said for rule in listed))

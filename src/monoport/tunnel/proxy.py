@@ -171,25 +171,46 @@ class Tunnels:
         Returns when the tunnel is gone, also where the agent does not authenticate: the log says why.
         """
         log = _log.bind(connection=connection, source=f"{source[0]}:{source[1]}")
-        owner = AgentServer(self._inventory, self._now, log)
+        owner = self.answering(connection, source)
         options = link.server_options(self._host(), link.AGENT_LOGIN)
         options.trust_client_host = True  # the name in the certificate counts, not what DNS says of an address
         try:
             async with link.serving(stream, options, AgentLink, owner, source) as made:
-                if owner.identity is None:
-                    return
-                if identified is not None:
-                    identified(owner.identity)
-                made.set_keepalive(keepalive(self._rand), MISSED)
-                async with asyncio.timeout(link.AGENT_LOGIN):
-                    await owner.ready.wait()
-                orders = Orders(owner.identity.name, self._tokens, self._clock)
-                tunnel = _Tunnel(owner.identity, made, f"{source[0]}:{source[1]}", connection, orders)
-                await self._until_gone(tunnel, log.bind(host=owner.identity.name))
+                await self.hold(made, owner, source=source, connection=connection, identified=identified)
         except (asyncssh.Error, OSError, TimeoutError) as error:
             log.info("tunnel not established", error=str(error) or type(error).__name__)
 
-    async def _until_gone(self, tunnel: _Tunnel, log: structlog.typing.FilteringBoundLogger) -> None:
+    def answering(self, connection: str, source: tuple[str, int]) -> AgentServer:
+        """What answers for one agent's connection while it signs in, and refuses what it may not ask for then."""
+        log = _log.bind(connection=connection, source=f"{source[0]}:{source[1]}")
+        return AgentServer(self._inventory, self._now, log)
+
+    async def hold(
+        self,
+        made: AgentLink,
+        owner: AgentServer,
+        *,
+        source: tuple[str, int],
+        connection: str,
+        identified: Callable[[Identity], object] | None = None,
+    ) -> None:
+        """Dial through an agent's connection, which `owner` has let in, until it ends; arguments as for `serve`.
+
+        Raises TimeoutError where the agent does not ask to be dialled, and what `identified` raises.
+        """
+        if owner.identity is None:
+            return
+        if identified is not None:
+            identified(owner.identity)
+        made.set_keepalive(keepalive(self._rand), MISSED)
+        async with asyncio.timeout(link.AGENT_LOGIN):
+            await owner.ready.wait()
+        orders = Orders(owner.identity.name, self._tokens, self._clock)
+        tunnel = _Tunnel(owner.identity, made, f"{source[0]}:{source[1]}", connection, orders)
+        await self._until_gone(tunnel)
+
+    async def _until_gone(self, tunnel: _Tunnel) -> None:
+        log = _log.bind(connection=tunnel.connection, source=tunnel.source, host=tunnel.identity.name)
         same = self._tunnels.setdefault(tunnel.identity.name, [])
         same.append(tunnel)
         log.info("tunnel open")
