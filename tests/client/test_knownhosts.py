@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from monoport.client.knownhosts import forget_hosts, trust_hosts
+from monoport.client.names import Address
 from monoport.client.profile import Home
 
 from .conftest import Cas, signed_in
@@ -98,3 +99,14 @@ def test_two_clusters_have_a_line_each(home: Home, cas: Cas, path: Path) -> None
 def test_forgetting_makes_no_file(home: Home, path: Path) -> None:
     forget_hosts(home, path, "example.com")
     assert not path.exists()
+
+
+@pytest.mark.parametrize(
+    ("port", "also"),
+    [(3023, ",[localhost]:3023"), (22, ",localhost"), (3080, "")],
+    ids=["own", "usual", "the-one-port"],
+)
+def test_the_proxys_own_port_for_ssh_is_trusted_too(home: Home, cas: Cas, path: Path, port: int, also: str) -> None:
+    profile = replace(signed_in(home, cas, 3080), plain_ssh=Address("localhost", port))
+    trust_hosts(home, path, profile)
+    assert path.read_text().split()[1] == f"*.example.com,[*.example.com]:*,[localhost]:3080{also}"

@@ -153,8 +153,8 @@ class Cluster:
         self.root = root
         self.name = name
         self.port = free_port()
-        self.mysql_port = free_port()
-        self.mongo_port = free_port()
+        self.ssh_port, self.tunnel_port = free_port(), free_port()
+        self.postgres_port, self.mysql_port, self.mongo_port = free_port(), free_port(), free_port()
         self.daemons: list[Daemon] = []
         self.people: list[Path] = []
         self.config = root / "proxy.yaml"
@@ -164,6 +164,9 @@ class Cluster:
             f"auth_service:\n  enabled: yes\n  cluster_name: {name}\n"
             f"proxy_service:\n  enabled: yes\n  web_listen_addr: 127.0.0.1:{self.port}\n"
             f"  public_addr: ['localhost:{self.port}']\n"
+            f"  listen_addr: 127.0.0.1:{self.ssh_port}\n"
+            f"  tunnel_listen_addr: 127.0.0.1:{self.tunnel_port}\n"
+            f"  postgres_listen_addr: 127.0.0.1:{self.postgres_port}\n"
             f"  mongo_listen_addr: 127.0.0.1:{self.mongo_port}\n"
             f"  proxy_protocol: {{networks: {BALANCER}}}\n"
             f"  mysql_listen_addr: 127.0.0.1:{self.mysql_port}\n"

@@ -46,11 +46,18 @@ class PostgresServer(postgres.PostgresServer):
         self.sql("select 1")  # a new connection: the postmaster has read the file before it took this one
 
 
-def straight(cluster: Cluster, person: Person, database: str = "pg", user: str = "alice", name: str = "app") -> str:
-    """libpq's words for reaching the database straight on the port, with no local proxy."""
+def straight(
+    cluster: Cluster,
+    person: Person,
+    database: str = "pg",
+    user: str = "alice",
+    name: str = "app",
+    port: int | None = None,
+) -> str:
+    """libpq's words for reaching the database straight on the port, or this one, with no local proxy."""
     keys = person.home / ".tsh" / "keys" / "localhost"
     certificate = f"{keys}/alice-db/example.com/{database}-x509.pem"
     return (
-        f"host={database}.db.localhost hostaddr=127.0.0.1 port={cluster.port} user={user} dbname={name} "
+        f"host={database}.db.localhost hostaddr=127.0.0.1 port={port or cluster.port} user={user} dbname={name} "
         f"sslmode=verify-full sslrootcert={keys}/certs.pem sslcert={certificate} sslkey={keys}/alice connect_timeout=15"
     )

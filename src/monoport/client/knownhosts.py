@@ -8,8 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from monoport.client import files
+from monoport.client.names import Address
 from monoport.client.profile import Home, Profile, user_home
 
+SSH_PORT = 22  # which ssh leaves out of a name in known_hosts
 MARK = "monoport:"  # begins the comment of a line that is ours; the cluster's name follows
 
 
@@ -40,9 +42,9 @@ def trust_hosts(home: Home, path: Path, profile: Profile) -> None:
         path: the known_hosts file, made if it is missing.
         profile: whose cluster, and its host CAs (one line for each, while a CA is being replaced).
     """
-    cluster, proxy = profile.cluster, profile.proxy
-    # the nodes, and the proxy's own SSH for `ssh -J`: at its port alone, for sshd of that machine has other keys
-    patterns = f"*.{cluster},[*.{cluster}]:*,[{proxy.host}]:{proxy.port}"
+    cluster = profile.cluster
+    # the nodes, and the proxy's own SSH for `ssh -J`: at its ports alone, for sshd of that machine has other keys
+    patterns = ",".join((f"*.{cluster}", f"[*.{cluster}]:*", *(_pattern(one) for one in profile.ssh_doors)))
     wanted = b"".join(known_hosts_line(line, patterns, MARK + cluster).encode() for line in profile.ssh_host_cas)
     _rewrite(home, path, cluster, wanted)
 
@@ -51,6 +53,10 @@ def forget_hosts(home: Home, path: Path, cluster: str) -> None:
     """Removes the cluster's marked line; a file that is not there stays so."""
     if path.exists():
         _rewrite(home, path, cluster, b"")
+
+
+def _pattern(address: Address) -> str:
+    return address.host if address.port == SSH_PORT else f"[{address.host}]:{address.port}"
 
 
 def _rewrite(home: Home, path: Path, cluster: str, wanted: bytes) -> None:

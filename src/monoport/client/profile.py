@@ -53,6 +53,11 @@ class Profile:
         """The cluster's SSH host CA keys, as authorized_keys lines."""
         return tuple(self.cas["ssh_host"])
 
+    @property
+    def ssh_doors(self) -> tuple[Address, ...]:
+        """Where the proxy's own SSH is reached without TLS: on the one port, and on its own where it has one."""
+        return (self.proxy,) if self.plain_ssh in {None, self.proxy} else (self.proxy, self.plain_ssh)
+
     def left(self, now: datetime) -> float:
         """Seconds until the login ends, negative afterwards."""
         return (self.expires - now).total_seconds()

@@ -48,7 +48,7 @@ def ssh_config(home: Home, profile: Profile, environment: Mapping[str, str] = os
         f"Host *.{cluster}",
         *_indented(options),
         f"# the proxy's own SSH, for ssh -J {proxy}; other ports of that machine are left alone",
-        f'Match originalhost {proxy.host} exec "test %p = {proxy.port}"',
+        f'Match originalhost {proxy.host} exec "{" || ".join(f"test %p = {one.port}" for one in profile.ssh_doors)}"',
         *_indented(identity_options(home.keys(profile))),
         "Match all",  # ends what the lines behind an Include, or below, would else belong to
     ]
