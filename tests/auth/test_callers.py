@@ -42,7 +42,7 @@ TABLE: list[tuple[str, str, Any, frozenset[str]]] = [
     ("GET", "/v1/status", None, EVERYBODY),
     ("GET", "/v1/cas", None, EVERYBODY),
     ("POST", "/v1/authenticate", LOGIN, frozenset(["proxy"])),
-    ("POST", "/v1/join", JOIN, frozenset(["proxy"])),
+    ("POST", "/v1/join", JOIN, frozenset(["proxy", "auth"])),
     ("POST", "/v1/reissue", {"public_key": PAIR.public}, USERS | {"narrowed"}),
     ("POST", "/v1/renew", KEYS, AGENTS),
     ("POST", "/v1/heartbeat", NODE, frozenset(["node"])),

@@ -17,7 +17,7 @@ import pytest
 from monoport.auth.authorities import TrustedCas
 from monoport.client.webapi import WebApi
 from monoport.config import Address, Config, ConfigError
-from monoport.daemon import agents, start
+from monoport.daemon import agents, authdoor, start
 from monoport.daemon.agents import Service
 from monoport.daemon.datadir import open_data_directory
 from monoport.errors import Failure
@@ -81,7 +81,7 @@ async def test_the_auth_services_own_port_has_no_deadline_of_the_front_door(
     configured: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A watch lasts for days: what limits strangers' first bytes and handshakes does not end it."""
-    monkeypatch.setattr(start, "Limits", partial(Limits, first_bytes=0.2, handshake=0.2))
+    monkeypatch.setattr(authdoor, "Limits", partial(Limits, first_bytes=0.2, handshake=0.2))
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     config = configured()
@@ -89,7 +89,7 @@ async def test_the_auth_services_own_port_has_no_deadline_of_the_front_door(
     async with running(config.model_copy(update={"auth_service": service})) as (daemon, _):
         assert daemon.auth is not None
         raw = await connect("127.0.0.1", port, PATIENCE)
-        context = daemon.auth._credentials.context()
+        context = daemon.auth.credentials.context()
         async with await connect_tls(raw, context, server_hostname=config.cluster_name) as stream:
             with pytest.raises(TimeoutError):  # rather than the connection's end
                 await asyncio.wait_for(stream.read(), 0.5)

@@ -44,6 +44,7 @@ from monoport.errors import Failure
 from monoport.net import memory
 from monoport.net.stream import Stream
 from monoport.net.unix import serve_unix
+from monoport.routing.names import BOOTSTRAP
 
 _log = structlog.get_logger()
 
@@ -131,6 +132,11 @@ class LocalAuth:
     def cas(self) -> TrustedCas:
         """The cluster's CAs."""
         return self._parts.issuer.trusted()
+
+    @property
+    def credentials(self) -> Credentials:
+        """The service's own certificate and key, as they are now."""
+        return self._credentials
 
     @property
     def pins(self) -> tuple[str, ...]:
@@ -250,7 +256,8 @@ class LocalAuth:
 
     def _sign_own(self) -> tuple[Credentials, datetime]:
         pair = generate()
-        certificates = self._host(pair, "auth", "auth", (self._parts.cluster,))
+        # The second name is for hosts that join by the service's own port: they have the pin of this certificate's CA.
+        certificates = self._host(pair, "auth", "auth", (self._parts.cluster, BOOTSTRAP))
         credentials = Credentials(certificates.certificate, pair.private, certificates.cas)
         return credentials, self._parts.now() + OWN_TTL / 2
 

@@ -49,7 +49,7 @@ CALLERS: Mapping[Operation, Callers] = {
     Operation.STATUS: Callers(EVERY_HOST, users=True, narrowed=True),
     Operation.CAS: Callers(EVERY_HOST, users=True, narrowed=True),
     Operation.AUTHENTICATE: Callers(frozenset({"proxy"})),
-    Operation.JOIN: Callers(frozenset({"proxy"})),
+    Operation.JOIN: Callers(frozenset({"proxy", "auth"})),  # whoever serves the bootstrap name
     Operation.REISSUE: Callers(users=True, narrowed=True),
     Operation.RENEW: Callers(AGENTS),
     Operation.HEARTBEAT: Callers(frozenset({"node", "db"})),

@@ -19,12 +19,11 @@ _SECTIONS = {
 
 def agent_config(token: MadeToken, config: Config) -> str:
     """A YAML file for a host that joins with the token; types that no service serves yet are named in comments."""
-    address = config.public_addrs[0] if config.public_addrs else None
     lines = [
         "version: v3",
         "teleport:",
         "  data_dir: /var/lib/monoport",
-        f"  proxy_server: {address or 'PROXY.EXAMPLE.COM:443'}",
+        f"  {_server(token, config)}",
         f"  ca_pin: {token.ca_pin}",
         "  join_params:",
         "    method: token",
@@ -35,6 +34,16 @@ def agent_config(token: MadeToken, config: Config) -> str:
     if later:
         lines.append(f"# no service of this version joins as: {', '.join(later)}")
     return "\n".join(lines) + "\n" + "".join(sections)
+
+
+def _server(token: MadeToken, config: Config) -> str:
+    """Where the host joins: by a proxy or, the first proxy of a cluster, by the auth service itself."""
+    if config.public_addrs:
+        return f"proxy_server: {config.public_addrs[0]}"
+    own = config.auth_service.listen_addr
+    if own is not None and "proxy" in token.types:
+        return f"auth_server: AUTH.EXAMPLE.COM:{own.port}"
+    return "proxy_server: PROXY.EXAMPLE.COM:443"
 
 
 def _section(kind: str, token: MadeToken) -> str:

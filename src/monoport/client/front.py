@@ -88,7 +88,9 @@ def _trust(context: ssl.SSLContext, cas: tuple[str, ...]) -> None:
         raise Failure(f"the cluster's CA certificates cannot be read: {error}") from None
 
 
-async def dial(address: Address, context: ssl.SSLContext, server_name: str, alpn: str = "") -> TlsStream:
+async def dial(
+    address: Address, context: ssl.SSLContext, server_name: str, alpn: str = "", whom: str = "the proxy"
+) -> TlsStream:
     """A TLS connection to the proxy.
 
     Args:
@@ -96,12 +98,13 @@ async def dial(address: Address, context: ssl.SSLContext, server_name: str, alpn
         context: whom to trust and what to offer.
         server_name: SNI, and the name that the certificate must carry where the context verifies one.
         alpn: the protocol that the proxy must have selected; empty if it does not matter.
+        whom: what listens there, for errors.
 
     Raises:
         NotTrusted: its certificate did not verify.
         Failure: it cannot be reached, does not speak TLS, or does not serve that protocol.
     """
-    raw = await dial_tcp(address)
+    raw = await dial_tcp(address, whom)
     # The proxy has refused us below any protocol that could carry its id of the connection: the address by which
     # its log and `tctl conns ls` name us leads there, unless something in between has changed it.
     known = f" [from {raw.local}]" if isinstance(raw, SocketStream) else ""
@@ -119,7 +122,7 @@ async def dial(address: Address, context: ssl.SSLContext, server_name: str, alpn
     return stream
 
 
-async def dial_tcp(address: Address) -> Stream:
+async def dial_tcp(address: Address, whom: str = "the proxy") -> Stream:
     """A TCP connection to the proxy.
 
     Raises:
@@ -128,7 +131,7 @@ async def dial_tcp(address: Address) -> Stream:
     try:
         return await connect(address.host, address.port, CONNECT_TIMEOUT)
     except ConnectError as error:
-        raise Failure(f"cannot reach the proxy: {error}") from None
+        raise Failure(f"cannot reach {whom}: {error}") from None
 
 
 def _explain(address: Address, error: OSError, alpn: str, known: str) -> Failure:

@@ -106,7 +106,9 @@ class Teleport(Section):
         description="folder of state, keys and certificates; one daemon uses it at a time",
     )
     auth_server: Annotated[Address | None, address(AUTH_PORT, "auth.example.com:3025"), _ADDRESS] = Field(
-        default=None, description="the auth service, reached directly and not through proxy_server (default port 3025)"
+        default=None,
+        description="the auth service, reached directly and not through proxy_server; without that key this host joins "
+        "there too (default port 3025)",
     )
     proxy_server: Annotated[Address | None, address(WEB_PORT, "example.com:3080"), _ADDRESS] = Field(
         default=None, description="a proxy of the cluster, through which this host joins and serves (default port 3080)"
@@ -159,7 +161,8 @@ class AuthService(Service):
     )
     listen_addr: Annotated[Address | None, address(AUTH_PORT, "0.0.0.0:3025", listens=True), _ADDRESS] = Field(
         default=None,
-        description="one more port, for the auth API (default port 3025; without the key: through the proxy only)",
+        description="one more port, for the auth API and for proxies that join by `auth_server` (default port 3025; "
+        "without the key: through the proxy only)",
     )
     proxy_listener_mode: Literal["multiplex"] = Field(
         default="multiplex",

@@ -144,23 +144,26 @@ def _host(role: str, certificate: str, key: str, ssh_certificate: str, cas: Trus
 
 
 async def join(config: Config, role: str, identities: Identities) -> Host:
-    """Join the cluster as one role, with the token of the configuration, through a proxy.
+    """Join the cluster as one role, with the token of the configuration, through a proxy or at the auth service itself.
 
-    The proxy's bootstrap name is verified by CA pin: neither DNS nor public certificates are needed.
-    Raises Failure: no proxy, pin or token is configured, or the cluster refused.
+    The bootstrap name there is verified by CA pin: neither DNS nor public certificates are needed.
+    Raises Failure: nobody to join at, no pin or no token is configured, or the cluster refused.
     """
     teleport = config.teleport
-    if teleport.proxy_server is None:
-        raise Failure("teleport.proxy_server is not set: expected host:port of a proxy of the cluster to join")
+    server = teleport.proxy_server or teleport.auth_server
+    if server is None:
+        message = "expected host:port of a proxy of the cluster to join, or of its auth service"
+        raise Failure(f"neither teleport.proxy_server nor teleport.auth_server is set: {message}")
     if not teleport.join_params.token_name:
         raise Failure("teleport.join_params.token_name is not set: expected a token of `tctl tokens add`")
     if not teleport.ca_pin:
         raise Failure("teleport.ca_pin is not set: expected the pin that `tctl status` prints")
-    address = Address(teleport.proxy_server.host, teleport.proxy_server.port)
-    trusted = await _pinned(address, teleport.ca_pin)
+    address = Address(server.host, server.port)
+    whom = "the proxy" if teleport.proxy_server is not None else "the auth service"
+    trusted = await _pinned(address, teleport.ca_pin, whom)
     context = front.cluster_context(trusted, front.HTTP_ALPN)
     pair = keys.generate()
-    async with await front.dial(address, context, front.BOOTSTRAP) as stream:
+    async with await front.dial(address, context, front.BOOTSTRAP, whom=whom) as stream:
         answer = await WebApi(stream, front.BOOTSTRAP).post(
             "/webapi/join",
             {
@@ -179,9 +182,9 @@ async def join(config: Config, role: str, identities: Identities) -> Host:
     return identities.keep(role, pair, granted)
 
 
-async def _pinned(address: Address, pins: Sequence[str]) -> tuple[str, ...]:
-    """The host CAs that the proxy offers and a pin vouches for; nothing secret travels on this connection."""
-    async with await front.dial(address, front.blind_context(), front.BOOTSTRAP) as stream:
+async def _pinned(address: Address, pins: Sequence[str], whom: str) -> tuple[str, ...]:
+    """The host CAs that the cluster offers and a pin vouches for; nothing secret travels on this connection."""
+    async with await front.dial(address, front.blind_context(), front.BOOTSTRAP, whom=whom) as stream:
         offered = TrustedCas.from_json(await WebApi(stream, front.BOOTSTRAP).get("/webapi/cas"))
     found = tuple(pem for pem in offered.host if pin(pem) in pins)
     if not found:

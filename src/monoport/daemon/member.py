@@ -28,7 +28,7 @@ from monoport.daemon.host import Host, Identities, join
 from monoport.errors import Failure
 
 RENEWAL_SECONDS = 300.0  # between looks whether half of a certificate's life is over; that life is a day or more
-JOIN_SECONDS = 30.0  # that joining is tried again while no proxy answers: machines boot in any order
+JOIN_SECONDS = 30.0  # that joining is tried again while nobody answers: machines boot in any order
 JOIN_PAUSE = 1.0  # seconds between tries, doubled with jitter by luck
 
 _log = structlog.get_logger()
@@ -116,7 +116,7 @@ async def _identity(
         except Failure as error:
             if not str(error).startswith("cannot reach") or asyncio.get_running_loop().time() > deadline:
                 raise Failure(f"this host cannot join as {role}: {error}") from error
-            _log.warning("no proxy answers yet", role=role, error=str(error))
+            _log.warning("nobody to join answers yet", role=role, error=str(error))
             await asyncio.sleep(JOIN_PAUSE * (1 + random.random()))  # noqa: S311 # jitter, not a secret
 
 

@@ -26,13 +26,13 @@ from monoport.auth.local import LocalAuth
 from monoport.config import Address, Config
 from monoport.daemon import admin, agents, diagnostics, logs, measure
 from monoport.daemon.agents import Service
+from monoport.daemon.authdoor import AuthDoor
 from monoport.daemon.datadir import DataDirectory, open_data_directory
 from monoport.daemon.frontdoor import Proxy
 from monoport.daemon.member import Member, member
 from monoport.daemon.reach import Known
 from monoport.errors import Failure
 from monoport.net import eventloop, heap, listener
-from monoport.net.listener import Arrival, Limits, Listener
 from monoport.proxy.connection import FrontDoor
 
 ANSWER = 2.0  # seconds that the storage has to prove that it is there: probes themselves give up after a few
@@ -260,14 +260,7 @@ class _Daemon:
         group.create_task(local.run())
         await local.ready.wait()
         if "auth" in self.bound:
-
-            async def pass_on(arrival: Arrival) -> None:
-                arrival.routed()  # the auth service has deadlines of its own
-                arrival.settled()
-                arrival.stream.unread(arrival.first)
-                await local.serve(arrival.stream)
-
-            group.create_task(Listener(self.bound.pop("auth"), pass_on, Limits()).run())
+            group.create_task(AuthDoor(local).run(self.bound.pop("auth")))
         return local
 
     async def _start_proxy(self, stack: AsyncExitStack, local: LocalAuth | None) -> asyncio.TaskGroup:

@@ -70,41 +70,19 @@ class Refused(Exception):
         self.status, self.code, self.retry = status, code, retry
 
 
-class Api:
-    """The endpoints of one proxy.
+class Joining:
+    """The endpoints by which a host becomes one of the cluster.
 
-    site: what it says of itself. auth: the cluster's auth service. cas: gives the cluster's CAs as they are now.
-    logins, joins: how often one source address may try.
+    auth: the cluster's auth service. cas: gives the cluster's CAs as they are now. joins: how often one source address
+    may try.
     """
 
-    def __init__(self, site: Site, auth: AuthClient, cas: Callable[[], TrustedCas], logins: Rate, joins: Rate) -> None:
-        self._site, self._auth, self._cas, self._logins, self._joins = site, auth, cas, logins, joins
-
-    async def ping(self, _request: Request) -> Response:
-        """GET /webapi/ping and /webapi/find."""
-        return JSONResponse(self._site.describe())
+    def __init__(self, auth: AuthClient, cas: Callable[[], TrustedCas], joins: Rate) -> None:
+        self._auth, self._cas, self._joins = auth, cas, joins
 
     async def cas(self, _request: Request) -> Response:
         """GET /webapi/cas: public certificates and keys."""
         return JSONResponse(self._cas().to_json())
-
-    async def login(self, request: Request) -> Response:
-        """POST /webapi/login."""
-        source = _admitted(self._logins, request)
-        login = await _body(request, Login)
-        certificates = await _asked(
-            request,
-            self._auth.authenticate(
-                login.user,
-                login.password,
-                public_key=login.public_key,
-                ssh_public_key=login.ssh_public_key,
-                ttl=None if login.ttl is None else timedelta(seconds=login.ttl),
-                source=source,
-                connection=request.scope["state"]["id"],
-            ),
-        )
-        return JSONResponse(_dump(certificates))
 
     async def join(self, request: Request) -> Response:
         """POST /webapi/join."""
@@ -119,6 +97,39 @@ class Api:
                 public_key=join.public_key,
                 ssh_public_key=join.ssh_public_key,
                 names=join.names,
+                source=source,
+                connection=request.scope["state"]["id"],
+            ),
+        )
+        return JSONResponse(_dump(certificates))
+
+
+class Api(Joining):
+    """The endpoints of one proxy.
+
+    site: what it says of itself. logins: how often one source address may try. auth, cas, joins: as for Joining.
+    """
+
+    def __init__(self, site: Site, auth: AuthClient, cas: Callable[[], TrustedCas], logins: Rate, joins: Rate) -> None:
+        super().__init__(auth, cas, joins)
+        self._site, self._logins = site, logins
+
+    async def ping(self, _request: Request) -> Response:
+        """GET /webapi/ping and /webapi/find."""
+        return JSONResponse(self._site.describe())
+
+    async def login(self, request: Request) -> Response:
+        """POST /webapi/login."""
+        source = _admitted(self._logins, request)
+        login = await _body(request, Login)
+        certificates = await _asked(
+            request,
+            self._auth.authenticate(
+                login.user,
+                login.password,
+                public_key=login.public_key,
+                ssh_public_key=login.ssh_public_key,
+                ttl=None if login.ttl is None else timedelta(seconds=login.ttl),
                 source=source,
                 connection=request.scope["state"]["id"],
             ),

@@ -20,7 +20,7 @@ from monoport.net.http import Limits, serve_http
 from monoport.net.stream import linger
 from monoport.proxy.connection import Connection
 from monoport.proxy.web import pages
-from monoport.proxy.web.api import Api, Refused, error
+from monoport.proxy.web.api import Api, Joining, Refused, error
 from monoport.proxy.web.headers import Shell, security_headers
 from monoport.proxy.web.rate import Rate
 from monoport.proxy.web.site import Site
@@ -70,19 +70,38 @@ class Web:
         await serve_http(stream, app, state=state, limits=LIMITS, client=source, connection=connection.id)
 
 
+def joining(auth: AuthClient, cas: Callable[[], TrustedCas], clock: Callable[[], float] = time.monotonic) -> ASGIApp:
+    """What the bootstrap name serves on the auth service's own port: the CAs and joining, and no logins.
+
+    Args: auth: called with the auth service's own identity. cas, clock: as for Web.
+    """
+    api = Joining(auth, cas, Rate(JOIN_BURST, JOIN_SECONDS, clock))
+    headers = security_headers(STYLE_HASH, hsts=False)
+    return Shell(_answering(_to_join(api)), frozenset({BOOTSTRAP}), headers)
+
+
+def _to_join(api: Joining) -> list[Route]:
+    return [Route("/webapi/cas", api.cas, methods=["GET"]), Route("/webapi/join", api.join, methods=["POST"])]
+
+
 def _application(site: Site, api: Api, *, whole: bool) -> Starlette:
     routes = [
         Route("/webapi/ping", api.ping, methods=["GET"]),
-        Route("/webapi/cas", api.cas, methods=["GET"]),
         Route("/webapi/login", api.login, methods=["POST"]),
-        Route("/webapi/join", api.join, methods=["POST"]),
+        *_to_join(api),
     ]
-    if whole:
+    if not whole:
+        return _answering(routes)
 
-        async def home(_request: Request) -> Response:
-            return HTMLResponse(pages.home(site))
+    async def home(_request: Request) -> Response:
+        return HTMLResponse(pages.home(site))
 
-        routes += [Route("/", home, methods=["GET"]), Route("/webapi/find", api.ping, methods=["GET"])]
+    routes += [Route("/", home, methods=["GET"]), Route("/webapi/find", api.ping, methods=["GET"])]
+    return _answering(routes, lambda path: pages.not_found(site, path))
+
+
+def _answering(routes: list[Route], missing: Callable[[str], str] | None = None) -> Starlette:
+    """These routes, and an answer of the API's form to what is wrong; `missing`: the page for a path that is not."""
 
     async def refused(_request: Request, failed: Exception) -> Response:
         assert isinstance(failed, Refused)
@@ -90,15 +109,14 @@ def _application(site: Site, api: Api, *, whole: bool) -> Starlette:
 
     async def http_error(request: Request, failed: Exception) -> Response:
         assert isinstance(failed, HTTPException)
-        return _http_error(site, request, failed, pages_too=whole)
+        return _http_error(request, failed, missing)
 
-    handlers = {Refused: refused, HTTPException: http_error}
-    app = Starlette(routes=routes, exception_handlers=handlers)
+    app = Starlette(routes=routes, exception_handlers={Refused: refused, HTTPException: http_error})
     app.router.redirect_slashes = False  # a redirect would repeat the Host header
     return app
 
 
-def _http_error(site: Site, request: Request, failed: HTTPException, *, pages_too: bool) -> Response:
+def _http_error(request: Request, failed: HTTPException, missing: Callable[[str], str] | None) -> Response:
     path: str = request.scope["path"]
     if failed.status_code == 405:
         response = error(Refused(405, "method_not_allowed", f"{path} does not take {request.method}"))
@@ -106,8 +124,9 @@ def _http_error(site: Site, request: Request, failed: HTTPException, *, pages_to
         return response
     if failed.status_code != 404:
         return error(Refused(failed.status_code, "bad_request", str(failed.detail)))
-    wants_page = pages_too and not path.startswith("/webapi/") and "text/html" in request.headers.get("accept", "")
-    if wants_page:
-        return HTMLResponse(pages.not_found(site, path), 404)
+    wants_page = not path.startswith("/webapi/") and "text/html" in request.headers.get("accept", "")
+    if wants_page and missing is not None:
+        return HTMLResponse(missing(path), 404)
     shown = "".join(c if c.isprintable() else "?" for c in path)[:80]
-    return error(Refused(404, "not_found", f"there is nothing at {shown}; see / for what this is"))
+    hint = "; see / for what this is" if missing is not None else ""
+    return error(Refused(404, "not_found", f"there is nothing at {shown}{hint}"))
