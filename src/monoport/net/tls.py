@@ -90,6 +90,11 @@ class TlsStream(Stream):
         return self._ssl.getpeercert(binary_form=True) if self._ssl.context.verify_mode else None
 
     @property
+    def shown_certificate(self) -> bytes | None:
+        """The certificate that the peer has shown, DER, verified or not: it says nothing of who the peer is."""
+        return self._ssl.getpeercert(binary_form=True)
+
+    @property
     def selected_alpn(self) -> str | None:
         """The protocol both sides agreed on."""
         return self._ssl.selected_alpn_protocol()

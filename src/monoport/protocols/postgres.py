@@ -88,6 +88,7 @@ PROTOCOL = Description(
         socket=".s.PGSQL.{port}",
     ),
     ways=_WAYS,
+    passwords=True,
     listen_key="postgres_listen_addr",
     aliases=("postgresql",),
 )

@@ -10,7 +10,6 @@ import ssl
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -19,21 +18,17 @@ import asyncpg
 import psycopg
 import pytest
 
-from monoport import protocols
 from monoport.access.claims import Destination
 from monoport.access.resources import Lock, Role
 from monoport.net.listener import Arrival, Limits, Listener
 from monoport.net.relay import relay
 from monoport.net.sockets import connect
 from monoport.net.tls import connect_tls
-from monoport.proxy import connection
 from monoport.proxy.cancels import EVENTS
-from monoport.proxy.registry import Connections
-from monoport.routing.outcome import Kind
-from monoport.routing.table import build
 
 from ...real.postgres import PostgresServer  # noqa: TID252 # tests are no package
-from .world import PUBLIC, Cluster, User, World, configured, world
+from .postgres_door import Door, cancelled, opened, psql, until_sleeping
+from .world import PUBLIC, Cluster, User
 
 SETUP = """
 create role alice login; create role reader login; create role keeper login replication;
@@ -52,57 +47,10 @@ def server(cluster: Cluster, need: Callable[[str], str]) -> Iterator[PostgresSer
     made.stop()
 
 
-@dataclass
-class Door:
-    """A whole proxy on one port of loopback, with an agent behind it."""
-
-    port: int
-    world: World
-    connections: Connections
-    folder: Path
-    server: PostgresServer
-
-    def dsn(self, user: User, *, host: str = f"orders.db.{PUBLIC}", more: str = "", name: str = "app") -> str:
-        """libpq's words for plain SSLRequest straight to the port."""
-        certificate, key = user.files(self.folder)
-        root = self.folder / "cas.pem"
-        root.write_text("".join(self.world.cluster.trusted.host))
-        return (
-            f"host={host} hostaddr=127.0.0.1 port={self.port} user=alice dbname={name} sslmode=verify-full "
-            f"sslrootcert={root} sslcert={certificate} sslkey={key} connect_timeout=15 {more}"
-        )
-
-    def context(self, user: User) -> ssl.SSLContext:
-        context = ssl.create_default_context(cadata="".join(self.world.cluster.trusted.host))
-        context.load_cert_chain(*user.files(self.folder))
-        return context
-
-
 @pytest.fixture
 async def door(cluster: Cluster, server: PostgresServer, tmp_path: Path) -> AsyncIterator[Door]:
-    async with world(cluster, configured(port=server.port)) as made, asyncio.TaskGroup() as group:
-        connections = Connections()
-        table = build(
-            [PUBLIC], "example.com", frozenset({Kind.DATABASE}), [one.routing for one in protocols.TABLE.values()]
-        )
-        front = connection.FrontDoor(
-            table, made.contexts, connections, {Kind.DATABASE: made.proxy.serve}, lambda: cluster.trusted
-        )
-        listening = socket.create_server(("127.0.0.1", 0))
-        listener = Listener([listening], lambda arrival: connection.serve(arrival, front), Limits())
-        running = group.create_task(listener.run())
-        yield Door(listening.getsockname()[1], made, connections, tmp_path, server)
-        running.cancel()
-
-
-async def psql(door: Door, dsn: str, *words: str, stdin: str = "") -> tuple[int, str, str]:
-    process = await asyncio.create_subprocess_exec(
-        "psql", "-XAtq", dsn, *words,
-        stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
-    )  # fmt: skip
-    out, err = await process.communicate(stdin.encode())
-    assert process.returncode is not None
-    return process.returncode, out.decode(), err.decode()
+    async with opened(cluster, server, tmp_path) as made:
+        yield made
 
 
 async def test_plain_psql_straight_to_the_port(door: Door, need: Callable[[str], str]) -> None:
@@ -449,6 +397,7 @@ async def test_a_server_that_asks_for_a_password(door: Door, server: PostgresSer
     assert code == 2
     assert "asks for SCRAM authentication" in err
     assert "HINT:  In the server's pg_hba.conf" in err
+    assert "a password_file" in err
 
 
 async def test_client_certificates_are_asked_for_once(door: Door) -> None:
@@ -481,21 +430,7 @@ async def local_proxy(door: Door, user: User | None) -> AsyncIterator[int]:
         running.cancel()
 
 
-async def cancelled(door: Door, client: psycopg.AsyncConnection[Any]) -> None:
-    """Cancel as soon as the real server sleeps."""
-    await until_sleeping(door)
-    await client.cancel_safe(timeout=10)
-
-
 async def until(true: Callable[[], Any]) -> None:
     async with asyncio.timeout(10):
         while not true():  # noqa: ASYNC110 # what is waited for happens in other processes
-            await asyncio.sleep(0.01)
-
-
-async def until_sleeping(door: Door) -> None:
-    """Wait until the real server runs a pg_sleep."""
-    query = "select count(*) from pg_stat_activity where state = 'active' and query like 'select pg_sleep%'"
-    async with asyncio.timeout(10):
-        while (await asyncio.to_thread(door.server.sql, query)).strip() == "0":  # noqa: ASYNC110
             await asyncio.sleep(0.01)

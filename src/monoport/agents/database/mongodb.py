@@ -31,7 +31,7 @@ from monoport.wire.front import Send, Why
 from monoport.wire.mongodb import bson, hello
 from monoport.wire.mongodb.front import MAX_OPENING, Refusing
 from monoport.wire.mongodb.messages import Framer, Message, ProtocolError, msg, parse, reply_body
-from monoport.wire.mongodb.scram import MECHANISM, Scram, ScramError
+from monoport.wire.scram import MECHANISM, Scram, ScramError
 
 PORT = 27017
 CONNECT = 10.0  # seconds for TCP and TLS to the real server

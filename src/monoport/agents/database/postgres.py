@@ -1,7 +1,8 @@
-"""The engine for PostgreSQL: from the user's start-up message to a real server that knows users by certificate.
+"""The engine for PostgreSQL: from the user's start-up message to a real server, which is shown who the user is.
 
-Belongs here: connecting, TLS, the opening, cancelling, and which audit events PostgreSQL's messages make. The bytes of
-messages live in `wire/postgres`, the audited relay in `conversation`.
+Belongs here: connecting, TLS, cancelling, what a failed login is called, and which audit events PostgreSQL's messages
+make. The login's bytes are moved in `postgres_login`, those of messages live in `wire/postgres`, the audited relay in
+`conversation`.
 """
 
 import asyncio
@@ -15,17 +16,20 @@ from monoport.agents.database.certificates import Issuer
 from monoport.agents.database.contexts import Contexts
 from monoport.agents.database.conversation import Conversation, Unrecorded, Violation, reason
 from monoport.agents.database.engine import Session, Unreachable
+from monoport.agents.database.passwords import PasswordError, password
 from monoport.agents.database.postgres_audit import audited
+from monoport.agents.database.postgres_login import login, open_session
 from monoport.audit import startup as parameters
 from monoport.auth.client import AuthError
 from monoport.config.model import Database
 from monoport.errors import Failure, traced
 from monoport.net import sockets
 from monoport.net.stream import Stream
-from monoport.net.tls import connect_tls
+from monoport.net.tls import TlsStream, connect_tls
 from monoport.wire.front import Why
-from monoport.wire.postgres.backend import AuthenticationDemanded, Backend
+from monoport.wire.postgres.backend import Backend, LoginRefused
 from monoport.wire.postgres.front import ALPN, SQLSTATES
+from monoport.wire.postgres.login import AuthenticationDemanded, LoginError
 from monoport.wire.postgres.messages import (
     MAX_MINOR,
     MAX_STARTUP,
@@ -43,6 +47,13 @@ PORT = 5432
 CONNECT = 10.0  # seconds for TCP and TLS to the real server
 OPENING = 30.0  # seconds until the real server is ready: authentication hooks and start-up scripts may be slow
 STARTUP = 10.0  # seconds for the user's start-up message, which the proxy has already read
+
+INVALID_AUTHORIZATION = "28"  # class of the SQLSTATEs for a login that is not accepted
+_CERT_LINE = (
+    "In the server's pg_hba.conf, put this line before all others: hostssl all all all cert. "
+    "Where it cannot check certificates, give its agent a password_file for it"
+)
+_OTHER_LINE = "In the server's pg_hba.conf, the line for its agent may say scram-sha-256, md5 or password"
 
 # What a user may set at start-up: settings that every session may change by SET as well, as drivers do.
 PARAMETERS = frozenset(
@@ -101,8 +112,11 @@ class Postgres:
                 startup = await _read_startup(client)
             upstream, dropped = _upstream_startup(startup, session)
             await _record_startup(session, startup)
+            secret = await self._password(session)
             async with self._connected(session) as server:
-                backend = Backend(session.process_id, session.secret, startup.minor, dropped)
+                verified = self._database.tls.mode != "insecure"
+                proof = None if secret is None else login(server, session.user, secret, verified=verified)
+                backend = Backend(session.process_id, session.secret, startup.minor, dropped, proof)
                 async with asyncio.timeout(OPENING):
                     said = await self._opening(server, upstream, backend, client)
                 if not backend.ready:
@@ -149,14 +163,30 @@ class Postgres:
     # the real server
 
     @asynccontextmanager
-    async def _connected(self, session: Session) -> AsyncIterator[Stream]:
-        """A connection to the real server that shows a certificate of the session's database user."""
-        shown = await self._issuer.client_certificate(
-            session.user, certificate=session.certificate, name=self._database.name, database=session.database
-        )
-        context = self._contexts.context(session.user, shown)
-        async with await self._secure(await self._dial(), context) as stream:
+    async def _connected(self, session: Session) -> AsyncIterator[TlsStream]:
+        """A connection to the real server that shows a certificate of the session's database user.
+
+        It shows none where there is a password file.
+        """
+        user, shown = "", None
+        if self._database.password_file is None:
+            user = session.user
+            shown = await self._issuer.client_certificate(
+                user, certificate=session.certificate, name=self._database.name, database=session.database
+            )
+        async with await self._secure(await self._dial(), self._contexts.context(user, shown)) as stream:
             yield stream
+
+    async def _password(self, session: Session) -> str | None:
+        """The password of the session's database user; None without a password file. Raises Unreachable."""
+        file = self._database.password_file
+        if file is None:
+            return None
+        try:
+            return await asyncio.to_thread(password, file, session.user)
+        except PasswordError as error:
+            what = "has no password for this database user: ask whoever runs its agent"
+            raise self._unreachable(what, str(error)) from error
 
     async def _dial(self) -> Stream:
         uri = self._database.uri
@@ -165,7 +195,7 @@ class Postgres:
         except ConnectionError as error:
             raise self._unreachable("is down or cannot be reached from its agent", str(error)) from error
 
-    async def _secure(self, raw: Stream, context: ssl.SSLContext) -> Stream:
+    async def _secure(self, raw: Stream, context: ssl.SSLContext) -> TlsStream:
         tls = self._database.tls
         try:
             async with asyncio.timeout(CONNECT):
@@ -191,18 +221,20 @@ class Postgres:
 
     async def _opening(self, server: Stream, startup: StartupMessage, backend: Backend, client: Stream) -> bytes:
         """Bring the server to its first ReadyForQuery, or to its own end, and return what it said last."""
-        await server.write(startup.encode())
-        said = b""
-        while not backend.ready and (data := await server.read()):
-            try:
-                said = backend.receive(data)
-                await client.write(said)
-            except AuthenticationDemanded as error:
-                raise self._unreachable(
-                    f"asks for {error.method} authentication, but its agent brings a certificate",
-                    hint="In the server's pg_hba.conf, put this line before all others: hostssl all all all cert",
-                ) from error
-        return said
+        try:
+            return await open_session(server, startup.encode(), backend, client)
+        except AuthenticationDemanded as error:
+            asks, hint = f"asks for {error.method} authentication, but its agent brings a certificate", _CERT_LINE
+            if backend.proves:
+                asks, hint = f"asks for {error.method} authentication, but its agent has a password", _OTHER_LINE
+            raise self._unreachable(asks, hint=hint) from error
+        except LoginRefused as error:
+            what = f'does not take its agent\'s password for "{startup.user}": ask whoever runs its agent'
+            if not error.sqlstate.startswith(INVALID_AUTHORIZATION):
+                what = "breaks off its agent's login"
+            raise self._unreachable(what, f"SQLSTATE {error.sqlstate or 'none'}; its own log says more") from error
+        except LoginError as error:
+            raise self._unreachable(f"cannot be logged in to: it {error}") from error
 
     async def _converse(self, session: Session, client: Stream, server: Stream, said: bytes) -> None:
         statements = Statements()

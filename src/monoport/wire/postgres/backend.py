@@ -1,12 +1,14 @@
 """The server's opening as the agent reads it: from the StartupMessage's answer to the first ReadyForQuery.
 
 Belongs here: seeing that the server lets us in, putting our cancel key in place of the server's, and agreeing on one
-protocol version with both sides. Behind the first ReadyForQuery the server's bytes are nobody's business.
+protocol version with both sides. How a password is proven is in `login`. Behind the first ReadyForQuery the server's
+bytes are nobody's business.
 """
 
 from collections.abc import Sequence
 from struct import Struct
 
+from monoport.wire.postgres.login import AuthenticationDemanded, Login, LoginError, asked_for
 from monoport.wire.postgres.messages import (
     MAJOR,
     MAX_MINOR,
@@ -16,6 +18,7 @@ from monoport.wire.postgres.messages import (
     backend_key_data,
     message,
     negotiate_version,
+    parse_error,
 )
 
 MAX_MESSAGE = 65_536  # of one message in the opening; libpq itself allows 30,000 before authentication is done
@@ -24,42 +27,59 @@ SHORT_SECRET = 4  # bytes; the only length that protocol 3.0 and 3.1 know
 _HEAD = Struct("!cI")
 _U32 = Struct("!I")
 
-AUTHENTICATION = {2: "Kerberos", 3: "password", 5: "md5", 7: "GSSAPI", 9: "SSPI", 10: "SCRAM"}  # AuthenticationRequest
 
+class LoginRefused(ProtocolError):
+    """The server does not take the password; `sqlstate` is its own word for it, "" if it gave none."""
 
-class AuthenticationDemanded(ProtocolError):
-    """The server wants more than the client certificate; `method` names what."""
-
-    def __init__(self, method: str) -> None:
-        super().__init__(f"the server asks for {method} authentication")
-        self.method = method
+    def __init__(self, sqlstate: str) -> None:
+        super().__init__("the server refuses the login")
+        self.sqlstate = sqlstate
 
 
 class Backend:
     """Passes a server's opening on to the client, with the one message replaced that must be.
+
+    With a `login` the server's questions are answered here, in `answer`, and the client sees none of them: what the
+    server says between our proof and its AuthenticationOk goes to nobody, for it could hold what has been proven.
 
     Args:
         process_id: the proxy's number for this connection, 32 bits.
         secret: the proxy's cancel secret; protocol 3.0 and 3.1 get its first four bytes.
         client_minor: minor version that the client asked for.
         dropped: names of `_pq_.` parameters that the client sent and the server was not given.
+        login: what proves the database user's password; None where the certificate is all there is.
     """
 
-    def __init__(self, process_id: int, secret: bytes, client_minor: int, dropped: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        process_id: int,
+        secret: bytes,
+        client_minor: int,
+        dropped: Sequence[str] = (),
+        login: Login | None = None,
+    ) -> None:
         self.process_id = process_id
         self._secret = secret
         self._client_minor = client_minor
         self._asked = self._agreed = min(client_minor, MAX_MINOR)
         self._dropped = dropped
+        self._login = login
         self._buffer = bytearray()
+        self.answer = b""  # what the server is to get now; whoever sends it empties it
         self.admitted = False  # AuthenticationOk has been seen
         self.ready = False  # ReadyForQuery has been seen: pass bytes on without calling receive
         self.key: CancelRequest | None = None  # what the real server wants to see in a cancel request
 
+    @property
+    def proves(self) -> bool:
+        """Whether a password is proven here."""
+        return self._login is not None
+
     def receive(self, data: bytes) -> bytes:
         """Take the server's bytes and return what the client gets for them, whole messages until `ready`.
 
-        Raises AuthenticationDemanded, ProtocolError.
+        With a `login`, and until `admitted`, it may take half a second: keys are derived.
+        Raises AuthenticationDemanded, LoginError, LoginRefused, ProtocolError.
         Source: PostgreSQL documentation, "Message Flow: Start-up".
         """
         if self.ready:
@@ -93,16 +113,29 @@ class Backend:
                 return self._key_data(body)
             case b"Z":
                 self.ready = True
-        if not self.admitted and kind not in (b"E", b"N"):
+        if self.admitted:
+            return message(kind, body)
+        if kind not in (b"E", b"N"):
             raise ProtocolError(f"server sent message {kind!r} before authentication")
-        return message(kind, body)
+        if self._login is None or not self._login.told:
+            return message(kind, body)
+        if kind == b"E":
+            raise LoginRefused(_sqlstate(body))
+        return b""
 
     def _authentication(self, body: bytes) -> bytes:
         if len(body) < 4:
             raise ProtocolError("server's authentication request is too short")
+        if self.admitted:
+            raise ProtocolError("server asks for authentication when it is done")
         code = _U32.unpack_from(body)[0]
         if code:
-            raise AuthenticationDemanded(AUTHENTICATION.get(code, f"type {code}"))
+            if self._login is None:
+                raise AuthenticationDemanded(asked_for(code))
+            self.answer += self._login.answer(code, body[4:])
+            return b""
+        if self._login is not None and not self._login.settled:
+            raise LoginError("lets us in before it has proven that it knows the password")
         self.admitted = True
         out = message(b"R", body)
         if self._agreed != self._client_minor or self._dropped:
@@ -125,3 +158,9 @@ class Backend:
         self.key = CancelRequest(_U32.unpack_from(body)[0], body[4:])
         secret = self._secret if self._agreed >= 2 else self._secret[:SHORT_SECRET]
         return backend_key_data(self.process_id, secret)
+
+
+def _sqlstate(body: bytes) -> str:
+    """The SQLSTATE of an ErrorResponse, if it is one; nothing else of what a server says can pass for it."""
+    found = parse_error(body).get("C", "")
+    return found if len(found) == 5 and found.isascii() and found.isalnum() else ""
