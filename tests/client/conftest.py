@@ -230,7 +230,8 @@ def database_login(home: Home, cas: Cas, profile: Profile, name: str, **parts: A
     from monoport.client.keys import load
 
     pair = load(paths.key.read_text())
-    destination = Destination("db", name, "postgres", parts.pop("db_user", ""), parts.pop("database", ""))
+    protocol, user, database = parts.pop("protocol", "postgres"), parts.pop("db_user", ""), parts.pop("database", "")
+    destination = Destination("db", name, protocol, user, database)
     certificate, _ = cas.user(pair.public, pair.ssh_public, destination=destination, name=profile.user, **parts)
     path = paths.database(profile.cluster, name)
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import sys
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 
@@ -38,14 +40,25 @@ sys.exit(7)
 """
 
 
+# Any other client: it writes down its words, and who else could reach the socket that they name.
+CLIENT = f"""#!{sys.executable}
+import json, pathlib, re, stat, sys, urllib.parse
+*words, out = sys.argv[1:]
+path = pathlib.Path(re.search(r"/[^?]*?\\.sock", urllib.parse.unquote(words[0]).replace("//", "", 1))[0])
+modes = [oct(stat.S_IMODE(each.stat().st_mode)) for each in (path.parent, path)]
+pathlib.Path(out).write_text(json.dumps([words, str(path), modes]))
+"""
+
+
 @pytest.fixture
 def programs(tmp_path: Path) -> Path:
-    """A folder for PATH with a psql that is ours."""
+    """A folder for PATH with a psql, a mongosh and a mariadb that are ours."""
     folder = tmp_path / "bin"
     folder.mkdir()
-    program = folder / "psql"
-    program.write_text(PSQL)
-    program.chmod(0o755)
+    for name, text in (("psql", PSQL), ("mongosh", CLIENT), ("mariadb", CLIENT)):
+        program = folder / name
+        program.write_text(text)
+        program.chmod(0o755)
     return folder
 
 
@@ -69,10 +82,43 @@ async def test_the_program_reaches_the_database_over_a_private_socket_and_its_st
     assert status == 7
     assert answer == "HELLO"
     assert mode == "0o700"
-    assert "user='o\\'neil \\\\' dbname='shop' sslmode=disable" in words
+    assert "user='o\\'neil \\\\' dbname=shop sslmode=disable" in words
     assert database.certificates[0] is not None
-    folder = words.split("host='")[1].split("'")[0]
+    folder = words.split("host=")[1].split(" ")[0]
     assert not os.path.exists(folder)  # noqa: ASYNC240 # nothing else runs in this loop any more
+
+
+MONGO = "mongodb://{quoted}/{}?directConnection=true"
+
+
+@pytest.mark.parametrize(
+    ("protocol", "user", "database", "words"),
+    [
+        ("mongodb", "alice", "", [MONGO.format("", quoted="{quoted}")]),
+        ("mongodb", "alice", "a/b?c d#é", [MONGO.format("a%2Fb%3Fc%20d%23%C3%A9", quoted="{quoted}")]),
+        ("mysql", "o'neil", "", ["--socket={path}", "--user=o'neil"]),
+        ("mysql", "alice", "shop", ["--socket={path}", "--user=alice", "--database=shop"]),
+    ],
+)
+async def test_the_program_gets_words_for_what_was_chosen_and_a_socket_that_only_the_user_can_open(
+    home: Home, cas: Cas, programs: Path, tmp_path: Path, protocol: str, user: str, database: str, words: list[str]
+) -> None:
+    profile = signed_in(home, cas, 1)
+    database_login(home, cas, profile, "orders", protocol=protocol, db_user=user, database=database)
+    said = tmp_path / "said"
+    async with asyncio.timeout(30):
+        status = await connect(
+            home,
+            profile,
+            Wanted("orders"),
+            [str(said)],
+            report=pytest.fail,
+            environment={"PATH": str(programs)},
+        )
+    found, path, modes = json.loads(said.read_text())
+    assert status == 0
+    assert found == [word.format(path=path, quoted=quote(path, safe="")) for word in words]
+    assert modes == ["0o700", "0o600"]
 
 
 async def test_a_missing_program_is_named_with_how_to_get_it(home: Home, cas: Cas, tmp_path: Path) -> None:
@@ -154,6 +200,17 @@ async def test_a_private_socket_is_made_for_the_program_and_removed_at_the_end(
     assert said[0].startswith(f"listening on {folder}/.s.PGSQL.5433 for PostgreSQL database orders of example.com")
     assert f'psql "host={folder} port=5433 user=alice dbname=shop"' in said[2]
     assert list(folder.iterdir()) == []
+
+
+async def test_a_socket_whose_name_clients_would_take_for_a_host_is_refused(
+    home: Home, cas: Cas, tmp_path: Path
+) -> None:
+    profile = signed_in(home, cas, 1)
+    database_login(home, cas, profile, "orders", protocol="mongodb", db_user="alice")
+    wanted = Forward(Wanted("orders"), unix=tmp_path / "m")
+    with pytest.raises(Failure, match=r"/m: MongoDB's clients know a socket by its name, which must end in \.sock"):
+        await forward(home, profile, wanted, announce=pytest.fail, report=pytest.fail)
+    assert not (tmp_path / "m").exists()
 
 
 async def test_logging_out_ends_a_local_proxy_with_one_line(

@@ -12,6 +12,7 @@ from pathlib import Path
 from socket import socket
 
 from monoport.client import databases, files
+from monoport.client.filling import fill
 from monoport.client.foreground import until_stopped
 from monoport.client.front import Credentials, Front
 from monoport.client.listening import address_of, is_loopback, listen, listen_unix, stable_port
@@ -152,10 +153,15 @@ def _on_socket(wanted: Forward, protocol: Description) -> _End:
     path = wanted.unix.absolute()
     port = wanted.port or protocol.default_port
     if not protocol.shell.socket_by_port:
+        if not path.name.endswith(protocol.shell.socket_ending):
+            raise Failure(
+                f"{path}: {protocol.title}'s clients know a socket by its name, which must end in "
+                f"{protocol.shell.socket_ending}"
+            )
         files.make_folder(path.parent)
         return _End(listen_unix(path), str(path), str(path), port, path)
     files.make_folder(path)
-    path /= protocol.shell.socket.format(port=port)
+    path /= fill(protocol.shell.socket, {"port": str(port)})
     return _End(listen_unix(path), str(path), str(path.parent), port, path)
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from monoport.client import databases, files
+from monoport.client.filling import fill, optional
 from monoport.client.names import Address
 from monoport.client.profile import Home, Profile, user_home
 from monoport.errors import Failure
@@ -44,9 +45,10 @@ def words(home: Home, profile: Profile, login: databases.Login, at: Address) -> 
 
 def filled(form: Form, found: Mapping[str, str]) -> str:
     """A form with its values; what the login leaves to the client is written in capitals."""
-    known = {name: value or name.upper() for name, value in found.items()}
-    quoted = {name: value if name == "address" else form.quote(value) for name, value in known.items()}
-    text = form.text.format(**quoted)
+    spared = set(optional(form.text))
+    known = {name: value or ("" if name in spared else name.upper()) for name, value in found.items()}
+    quoted = {name: form.quote(value) if value and name != "address" else value for name, value in known.items()}
+    text = fill(form.text, quoted)
     return f"{form.program} {_in_double_quotes(text)}" if form.program else text
 
 
@@ -62,7 +64,7 @@ def environment(home: Home, profile: Profile, name: str) -> dict[str, str]:
     """
     login, protocol = _login(home, profile, name)
     found = words(home, profile, login, _straight(profile))
-    pairs = {variable: text.format(**found) for variable, text in protocol.ways.environment}
+    pairs = {variable: fill(text, found) for variable, text in protocol.ways.environment}
     if not pairs:
         raise Failure(f"programs for {protocol.title} take no such settings from the environment")
     return {variable: value for variable, value in pairs.items() if value}
@@ -107,12 +109,12 @@ def entry(home: Home, profile: Profile, name: str, service: str = "", environ: M
         raise Failure(f"programs for {protocol.title} read no settings file: use tsh proxy db or tsh db env")
     service = _service(service or name)
     found = words(home, profile, login, _straight(profile))
-    pairs = ((key, text.format(**found)) for key, text in settings.lines)
+    pairs = ((key, fill(text, found)) for key, text in settings.lines)
     lines = [f"{_MARK}database {name} of {profile.cluster}", *(f"{key}={value}" for key, value in pairs if value)]
     if any(not line.isprintable() for line in lines):
         raise Failure(f"a path or name with control characters cannot stand in {settings.file}")
-    section = settings.section.format(service=service)
-    return Entry(_file(settings, environ), section, tuple(lines), settings.use.format(service=service))
+    section = fill(settings.section, {"service": service})
+    return Entry(_file(settings, environ), section, tuple(lines), fill(settings.use, {"service": service}))
 
 
 def _service(service: str) -> str:

@@ -53,7 +53,7 @@ PROTOCOL = Description(
     shell=Shell(
         program="mariadb",
         others=("mysql",),
-        arguments=("--socket={host}/mysql.sock", "--user={user}", "--database={database}"),
+        arguments=("--socket={socket}", "--user={user}", "--database={database}"),
         install="apt-get install mariadb-client",
         socket="mysql.sock",
     ),

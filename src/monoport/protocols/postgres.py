@@ -82,9 +82,9 @@ PROTOCOL = Description(
     engine="monoport.agents.database.postgres",
     shell=Shell(
         program="psql",
-        arguments=("host='{host}' port={port} user='{user}' dbname='{database}' sslmode=disable",),
+        arguments=(f"{_WORDS} sslmode=disable",),
         install="apt-get install postgresql-client",
-        escaped="\\'",
+        quote=quoted,
         socket=".s.PGSQL.{port}",
     ),
     ways=_WAYS,
