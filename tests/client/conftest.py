@@ -197,6 +197,7 @@ def signed_in(home: Home, cas: Cas, port: int, *, host: str = "localhost", **par
     """A profile with all its files, as a login at this port would have left them."""
     paths_of = parts.pop("user", "alice")
     pair = make_key()
+    ports = parts.pop("database_ports", {})
     certificate, ssh_certificate = cas.user(pair.public, pair.ssh_public, name=paths_of, **parts)
     expires = datetime.now(UTC) + parts.get("lasts", timedelta(hours=1))
     profile = Profile(
@@ -208,6 +209,7 @@ def signed_in(home: Home, cas: Cas, port: int, *, host: str = "localhost", **par
         cas=cas.trusted.to_json(),
         logins=("alice", "root"),
         trust="pin",
+        database_ports=ports,
     )
     paths = home.keys(profile)
     paths.folder.mkdir(parents=True, mode=0o700)

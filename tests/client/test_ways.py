@@ -6,6 +6,7 @@ import json
 import shlex
 import stat
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import psycopg
@@ -80,6 +81,51 @@ def test_variables_for_a_shell_and_as_json(home: Home, cas: Cas) -> None:
     assert all(shlex.split(line)[0] == "export" for line in ways.exports(pairs).splitlines())
     with pytest.raises(Failure, match="not logged in to a database 'stock': tsh db login stock"):
         ways.environment(home, profile, "stock")
+
+
+def test_what_a_protocol_has_nothing_for_is_said_with_what_there_is(home: Home, cas: Cas) -> None:
+    profile = signed_in(home, cas, 3080)
+    database_login(home, cas, profile, "papers", protocol="mongodb")
+    database_login(home, cas, profile, "people", protocol="mysql")
+    with pytest.raises(Failure, match=r"MongoDB read no settings file: use tsh proxy db papers$"):
+        ways.entry(home, profile, "papers")
+    with pytest.raises(Failure, match=r"MongoDB take no such settings from the environment: use tsh proxy db papers$"):
+        ways.environment(home, profile, "papers")
+    says = "MySQL take no such .* environment: use tsh proxy db people or tsh db config people$"
+    with pytest.raises(Failure, match=says):
+        ways.environment(home, profile, "people")
+
+
+PEOPLE = {"protocol": "mysql", "db_user": ODD, "database": "shop # 1"}
+
+
+def test_mysqls_programs_read_back_what_was_written(
+    home: Home, cas: Cas, tmp_path: Path, need: Callable[[str], str]
+) -> None:
+    """Its clients are told the port that greets them, and by `protocol` that they are not to take the Unix socket."""
+    program = need("my_print_defaults")
+    profile = signed_in(home, cas, 3080, database_ports={"mysql_listen_addr": 3036})
+    database_login(home, cas, profile, "people", **PEOPLE)
+    made = ways.entry(home, profile, "people", environ={"HOME": str(tmp_path)})
+    ways.write(home, made)
+    assert (made.path, made.use) == (tmp_path / ".my.cnf", "mariadb --defaults-group-suffix=_people")
+    command = [program, f"--defaults-file={made.path}", "--defaults-group-suffix=_people", "client"]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    read = dict(line.removeprefix("--").split("=", 1) for line in shown)
+    keys = home.keys(profile)
+    assert read == {
+        "host": "localhost", "port": "3036", "protocol": "tcp", "user": ODD, "loose-database": "shop # 1",
+        "ssl-ca": str(keys.cas), "ssl-cert": str(keys.database("example.com", "people")), "ssl-key": str(keys.key),
+        "loose-ssl-verify-server-cert": "1", "loose-ssl-mode": "VERIFY_IDENTITY",
+    }  # fmt: skip
+
+
+def test_mysqls_programs_that_nobody_would_greet_are_sent_to_a_local_proxy(home: Home, cas: Cas) -> None:
+    profile = signed_in(home, cas, 3080, database_ports={"postgres_listen_addr": 5432})
+    database_login(home, cas, profile, "people", **PEOPLE)
+    says = "localhost:3080 has no port that greets MySQL clients: use tsh proxy db people, or ask for mysql_listen_addr"
+    with pytest.raises(Failure, match=says):
+        ways.entry(home, profile, "people")
 
 
 OTHERS = b"# mine\n[theirs]\nhost=h\n\n  [orders2]\r\nport=1\n# about the next\n[last]\nuser=\xff"

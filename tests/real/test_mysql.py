@@ -161,6 +161,28 @@ def test_mariadb_with_its_own_tls_inside_ours(dba: Person, need: Callable[[str],
         assert "certificate required" in refused.stderr
 
 
+@pytest.mark.client(
+    Client("mariadb", "mysql", "`tsh db config my`, then `mariadb --defaults-group-suffix=_my`", release)
+)
+def test_an_entry_of_my_cnf_outlives_the_renewal_of_its_login(
+    cluster: Cluster, dba: Person, need: Callable[[str], str]
+) -> None:
+    need("mariadb")
+    settings = dba.home / ".my.cnf"
+    settings.write_text("[client]\nhost=elsewhere\n")
+    said = dba.tsh("db", "config", "my").stdout
+    assert f"# in {settings}; use it as: mariadb --defaults-group-suffix=_my" in said
+    assert f"port={cluster.mysql_port}\n" in said, "where its clients are greeted at once"
+    again = ("db", "login", "my", "--db-user=alice", "--db-name=app")
+    try:
+        for renew in (lambda: None, lambda: dba.tsh(*again), lambda: cluster.login(dba)):
+            renew()
+            done = dba.run("mariadb", "--defaults-group-suffix=_my", "-NB", "-e", WHO)
+            assert done.stdout == "alice/app\n"
+    finally:
+        settings.unlink()  # others of these tests run as her, too
+
+
 @pytest.mark.client(Client("mariadb", "mysql", OWN_PORT, release))
 def test_mariadb_on_its_own_port(cluster: Cluster, dba: Person, need: Callable[[str], str]) -> None:
     need("mariadb")

@@ -172,7 +172,18 @@ def db_connect(proxy: str | None, db_user: str, db_name: str, name: str, argumen
     return wait(connect(home, home.choose(proxy), Wanted(name, db_user, db_name), arguments, report=warn, busy=noting))
 
 
-@db.command("env", short_help="Print variables by which programs find a database.")
+class _ByProtocol(click.Command):
+    """A command whose help says what there is for each protocol."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        from monoport.client.ways import offered
+
+        super().format_options(ctx, formatter)
+        with formatter.section("For programs of"):
+            formatter.write_dl(offered(self.name or ""))
+
+
+@db.command("env", cls=_ByProtocol, short_help="Print variables by which programs find a database.")
 @proxy_option
 @click.option(
     "--format",
@@ -191,13 +202,13 @@ def db_env(proxy: str | None, output: str, name: str) -> None:
     click.echo(exports(environment(home, home.choose(proxy), name), output), nl=False)
 
 
-@db.command("config", short_help="Write an entry by which programs find a database.")
+@db.command("config", cls=_ByProtocol, short_help="Write an entry by which programs find a database.")
 @proxy_option
 @click.option("--print", "only_print", is_flag=True, help="Write nothing, print the entry.")
 @click.option("--service", metavar="NAME", default="", help="The entry's name; the database's if not given.")
 @click.argument("name")
 def db_config(proxy: str | None, only_print: bool, service: str, name: str) -> None:
-    """Write an entry by which programs find a database, and print it: of ~/.pg_service.conf, for psql service=NAME.
+    """Write an entry by which programs find a database with no tsh in between, and print it.
 
     It names the files of your login, so it holds after every renewal. Other entries are left as they are.
     """

@@ -17,6 +17,7 @@ from monoport.client.filling import fill, optional
 from monoport.client.names import Address
 from monoport.client.profile import Home, Profile, user_home
 from monoport.errors import Failure
+from monoport.protocols import TABLE
 from monoport.protocols.description import Description, Form, Settings
 
 MAX_FILE = 1 << 20  # bytes of a settings file that is read and written again; people's have a few KiB
@@ -60,14 +61,28 @@ def environment(home: Home, profile: Profile, name: str) -> dict[str, str]:
     """`tsh db env`: the variables by which programs reach a database straight at the proxy.
 
     Raises:
-        Failure: not logged in to it, or its protocol has none.
+        Failure: not logged in to it, its protocol has none, or its programs are not served without a local proxy.
     """
     login, protocol = _login(home, profile, name)
-    found = words(home, profile, login, _straight(profile))
+    if not protocol.ways.environment:
+        others = _else(protocol, name)
+        raise Failure(f"programs for {protocol.title} take no such settings from the environment: {others}")
+    found = words(home, profile, login, _straight(profile, protocol, name))
     pairs = {variable: fill(text, found) for variable, text in protocol.ways.environment}
-    if not pairs:
-        raise Failure(f"programs for {protocol.title} take no such settings from the environment")
     return {variable: value for variable, value in pairs.items() if value}
+
+
+def offered(command: str) -> list[tuple[str, str]]:
+    """What `tsh db env` or `tsh db config` has for each protocol, for their help."""
+    rows = []
+    for protocol in TABLE.values():
+        settings, found = protocol.ways.settings, ""
+        if command == "env":
+            found = ", ".join(variable for variable, _ in protocol.ways.environment)
+        elif settings is not None:
+            found = f"~/{settings.file}, used as: {fill(settings.use, {'service': 'NAME'})}"
+        rows.append((protocol.title, found or "there is none, use tsh proxy db"))
+    return rows
 
 
 def exports(pairs: Mapping[str, str], output: str = "text") -> str:
@@ -101,15 +116,17 @@ def entry(home: Home, profile: Profile, name: str, service: str = "", environ: M
         environ: for `~`, and for a file that a variable names.
 
     Raises:
-        Failure: not logged in to it, its protocol has no such file, or a value cannot stand in one.
+        Failure: not logged in to it, its protocol has no such file, its programs are not served without a local
+            proxy, or a value cannot stand in one.
     """
     login, protocol = _login(home, profile, name)
     settings = protocol.ways.settings
     if settings is None:
-        raise Failure(f"programs for {protocol.title} read no settings file: use tsh proxy db or tsh db env")
+        raise Failure(f"programs for {protocol.title} read no settings file: {_else(protocol, name)}")
     service = _service(service or name)
-    found = words(home, profile, login, _straight(profile))
-    pairs = ((key, fill(text, found)) for key, text in settings.lines)
+    found = words(home, profile, login, _straight(profile, protocol, name))
+    values = {key: settings.quote(value) if value else "" for key, value in found.items()}
+    pairs = ((key, fill(text, values)) for key, text in settings.lines)
     lines = [f"{_MARK}database {name} of {profile.cluster}", *(f"{key}={value}" for key, value in pairs if value)]
     if any(not line.isprintable() for line in lines):
         raise Failure(f"a path or name with control characters cannot stand in {settings.file}")
@@ -147,9 +164,24 @@ def _login(home: Home, profile: Profile, name: str) -> tuple[databases.Login, De
     return login, databases.protocol_of(login.destination)
 
 
-def _straight(profile: Profile) -> Address:
-    """The proxy's port under the name that its certificate is checked for."""
-    return Address(profile.server_name, profile.proxy.port)
+def _straight(profile: Profile, protocol: Description, name: str) -> Address:
+    """The proxy's port under the name that its certificate is checked for; raises Failure if it has none for these."""
+    if not protocol.routing.greets:
+        return Address(profile.server_name, profile.proxy.port)
+    port = profile.database_ports.get(protocol.listen_key)
+    if port is None:
+        raise Failure(
+            f"{profile.proxy} has no port that greets {protocol.title} clients: use tsh proxy db {name}, or ask for "
+            f"{protocol.listen_key} and then log in again"
+        )
+    return Address(profile.server_name, port)
+
+
+def _else(protocol: Description, name: str) -> str:
+    """The commands that lead to a database where another has nothing for its protocol."""
+    others = ["tsh proxy db", *(["tsh db env"] if protocol.ways.environment else [])]
+    others += ["tsh db config"] if protocol.ways.settings is not None else []
+    return "use " + " or ".join(f"{command} {name}" for command in others)
 
 
 def _file(settings: Settings, environ: Mapping[str, str]) -> Path:

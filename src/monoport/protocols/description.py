@@ -62,7 +62,7 @@ class Settings:
         file: its path under `$HOME`. variable: of the environment, which may name another file; "" if there is none.
         section: the section's name, made of {service}.
         lines: key and value of each line, filled in as those of a Form; one whose value stays empty is left out.
-        use: how a section is used, with {service}.
+        use: how a section is used, with {service}. quote: makes a value safe in a line.
     """
 
     file: str
@@ -70,6 +70,7 @@ class Settings:
     section: str
     lines: tuple[tuple[str, str], ...]
     use: str
+    quote: Callable[[str], str] = str
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ from urllib.parse import quote
 from monoport.protocols.description import Description, Form, Settings, Shell, Ways
 from monoport.routing.rows import DatabaseRule
 from monoport.wire.mysql.front import MysqlFront
+from monoport.wire.mysql.optionfile import quoted
 
 _PERCENT = partial(quote, safe="")
 _FILES = "--ssl-ca={cas} --ssl-cert={certificate} --ssl-key={key}"
@@ -32,6 +33,7 @@ _WAYS = Ways(
         lines=(
             ("host", "{host}"),
             ("port", "{port}"),
+            ("protocol", "tcp"),  # localhost means the Unix socket otherwise
             ("user", "{user}"),
             ("loose-database", "{database}"),  # programs other than the shell know no such option
             ("ssl-ca", "{cas}"),
@@ -41,6 +43,7 @@ _WAYS = Ways(
             ("loose-ssl-mode", "VERIFY_IDENTITY"),  # and MySQL's
         ),
         use="mariadb --defaults-group-suffix=_{service}",
+        quote=quoted,
     ),
 )
 
