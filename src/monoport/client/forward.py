@@ -16,7 +16,7 @@ from monoport.client.filling import fill
 from monoport.client.foreground import until_stopped
 from monoport.client.front import Credentials, Front
 from monoport.client.listening import address_of, is_loopback, listen, listen_unix, stable_port
-from monoport.client.localproxy import LocalProxy, Wrapping, refusing
+from monoport.client.localproxy import LocalProxy, Wrapping
 from monoport.client.names import Address
 from monoport.client.profile import Home, Profile
 from monoport.client.renewal import Keeper
@@ -97,7 +97,7 @@ async def forward(
             raise
         try:
             keeper = Keeper(home, profile, login, wrapping.adopt, report)
-            proxy = LocalProxy(wrapping, end.sockets, report, refusing(protocol) if wanted.lends else None)
+            proxy = LocalProxy(wrapping, end.sockets, report, protocol.front if wanted.lends else None)
             if wanted.lends:
                 proxy.check = keeper.check
             for line in _lines(home, profile, wanted, login, end):

@@ -79,9 +79,9 @@ def _listening(
     if protocol.shell.socket:
         port = str(protocol.default_port)
         path = folder / fill(protocol.shell.socket, {"port": port})
-        proxy = LocalProxy(wrapping, listen_unix(path), report)
+        proxy = LocalProxy(wrapping, listen_unix(path), report, protocol.front)
         return proxy, {"socket": str(path), "host": str(folder), "port": port}
-    proxy = LocalProxy(wrapping, listen(ANY_PORT, lends_identity=True), report)
+    proxy = LocalProxy(wrapping, listen(ANY_PORT, lends_identity=True), report, protocol.front)
     return proxy, {"socket": "", "host": proxy.address.host, "port": str(proxy.address.port)}
 
 
