@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import signal
 import sys
 from pathlib import Path
@@ -22,6 +23,7 @@ from monoport.errors import Failure
 
 from .conftest import Cas, database_login, server_context, signed_in
 from .test_localproxy import ALPN, Database, upper
+from .test_ways import pair_of
 
 PSQL = f"""#!{sys.executable}
 import pathlib, re, socket, stat, sys
@@ -44,7 +46,7 @@ sys.exit(7)
 CLIENT = f"""#!{sys.executable}
 import json, pathlib, re, stat, sys, urllib.parse
 *words, out = sys.argv[1:]
-path = pathlib.Path(re.search(r"/[^?]*?\\.sock", urllib.parse.unquote(words[0]).replace("//", "", 1))[0])
+path = pathlib.Path(re.search(r"/[^?]*?\\.sock", urllib.parse.unquote(" ".join(words)).replace("//", "", 1))[0])
 modes = [oct(stat.S_IMODE(each.stat().st_mode)) for each in (path.parent, path)]
 pathlib.Path(out).write_text(json.dumps([words, str(path), modes]))
 """
@@ -88,6 +90,7 @@ async def test_the_program_reaches_the_database_over_a_private_socket_and_its_st
     assert not os.path.exists(folder)  # noqa: ASYNC240 # nothing else runs in this loop any more
 
 
+UNIX = ["--host=localhost", "--protocol=socket", "--socket={path}"]
 MONGO = "mongodb://{quoted}/{}?directConnection=true"
 
 
@@ -96,8 +99,8 @@ MONGO = "mongodb://{quoted}/{}?directConnection=true"
     [
         ("mongodb", "alice", "", [MONGO.format("", quoted="{quoted}")]),
         ("mongodb", "alice", "a/b?c d#é", [MONGO.format("a%2Fb%3Fc%20d%23%C3%A9", quoted="{quoted}")]),
-        ("mysql", "o'neil", "", ["--socket={path}", "--user=o'neil"]),
-        ("mysql", "alice", "shop", ["--socket={path}", "--user=alice", "--database=shop"]),
+        ("mysql", "o'neil", "", [*UNIX, "--user=o'neil"]),
+        ("mysql", "alice", "shop", [*UNIX, "--user=alice", "--database=shop"]),
     ],
 )
 async def test_the_program_gets_words_for_what_was_chosen_and_a_socket_that_only_the_user_can_open(
@@ -300,6 +303,49 @@ async def test_a_certificate_alone_says_which_database_and_protocol(home: Home, 
             assert await reader.readexactly(1) == b"A"
             writer.close()
             os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.parametrize(
+    ("names", "line"),
+    [
+        (("one",), r"  mongosh  mongosh .*&tlsCertificateKeyFile=\S*%2Fone\""),
+        (("c", "k"), r"  MongoDB's clients want the private key, too: --cert FILE that holds both, to see how"),
+    ],
+)
+async def test_a_string_names_the_file_that_was_given_or_what_is_missing(
+    home: Home, cas: Cas, tmp_path: Path, names: tuple[str, ...], line: str
+) -> None:
+    profile = signed_in(home, cas, 1)
+    database_login(home, cas, profile, "orders", protocol="mongodb", db_user="alice")
+    paths = pair_of(home, profile, tmp_path, *names)
+    said: list[str] = []
+    announced = asyncio.Event()
+
+    def announce(text: str) -> None:
+        said.append(text)
+        if len(said) == 3:
+            announced.set()
+
+    wanted = Forward(Wanted(""), "127.0.0.1:0", credentials=Credentials(paths[0], paths[-1]))
+    async with asyncio.timeout(30), asyncio.TaskGroup() as group:
+        group.create_task(forward(home, profile, wanted, announce=announce, report=pytest.fail))
+        await announced.wait()
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert said[1] == "clients bring TLS and this certificate themselves"
+    assert re.fullmatch(line, said[2]), said[2]
+
+
+async def test_only_loopbacks_own_addresses_are_called_localhost(home: Home, cas: Cas) -> None:
+    profile = signed_in(home, cas, 1)
+    database_login(home, cas, profile, "orders", db_user="alice", database="shop")
+    for address, host in (("127.0.0.1:0", "localhost"), ("127.0.0.2:0", "127.0.0.2")):
+        heard: asyncio.Queue[str] = asyncio.Queue()
+        async with asyncio.timeout(30), asyncio.TaskGroup() as group:
+            wanted = Forward(Wanted("orders"), address)
+            group.create_task(forward(home, profile, wanted, announce=heard.put_nowait, report=pytest.fail))
+            psql = [await heard.get() for _ in range(3)][-1]
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert f'psql "host={host} port=' in psql
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from pymongo import AsyncMongoClient, MongoClient
@@ -124,6 +125,16 @@ def test_pymongo_over_a_unix_socket(alice: Person, mongo: FerretServer, tmp_path
 def test_pymongo_with_its_own_tls_inside_ours(alice: Person, mongo: FerretServer) -> None:
     with proxy_db(alice, "mongo") as proxy:
         talk(proxy.form("URI"))
+
+
+@pytest.mark.client(Client("PyMongo", "mongodb", "`tsh proxy db --cert FILE`: its own TLS inside ours", PYMONGO))
+def test_pymongo_by_the_file_that_was_named(alice: Person, mongo: FerretServer, tmp_path: Path) -> None:
+    file = tmp_path / "mine"
+    file.write_bytes((alice.home / ".tsh/keys/localhost/alice-db/example.com/mongo.pem").read_bytes())
+    with proxy_db(alice, "--cert", file) as proxy:
+        uri = proxy.form("URI")
+        assert uri.endswith("&tlsCertificateKeyFile=" + quote(str(file), safe=""))
+        talk(uri)
 
 
 def test_what_was_run_is_in_the_audit_log(cluster: Cluster, straight: str) -> None:

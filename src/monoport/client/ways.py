@@ -8,12 +8,13 @@ import json
 import os
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from monoport.client import databases, files
-from monoport.client.filling import fill, optional
+from monoport.client.filling import fill, needed, optional
+from monoport.client.front import Credentials
 from monoport.client.names import Address
 from monoport.client.profile import Home, Profile, user_home
 from monoport.errors import Failure
@@ -25,10 +26,20 @@ _SERVICE = re.compile(r"[A-Za-z0-9_.-]{1,64}", re.ASCII)  # stands between brack
 _MARK = "# by tsh db config: "  # begins the first line of a section that is ours
 
 
-def words(home: Home, profile: Profile, login: databases.Login, at: Address) -> dict[str, str]:
-    """The values that a Form is filled in with, for a login that is used at an address."""
+_NAMED = ("named_certificate", "named_key")
+# Files that a login may not have: a Form that needs one of these has nothing to say then.
+_MAY_LACK = frozenset({"key", *_NAMED, "bundle"})
+
+
+def words(home: Home, profile: Profile, login: databases.Login, at: Address, *, given: bool = False) -> dict[str, str]:
+    """The values that a Form is filled in with, for a login that is used at an address.
+
+    Args:
+        home, profile: the user's.
+        login: to the database. at: where its clients connect.
+        given: whether its files are the user's own (`--cert`), under whatever names.
+    """
     destination, credentials = login.destination, login.credentials
-    folder, name = credentials.certificate.parent, destination.name
     return {
         "host": at.host,
         "port": str(at.port),
@@ -37,11 +48,39 @@ def words(home: Home, profile: Profile, login: databases.Login, at: Address) -> 
         "database": destination.database,
         "cas": str(home.keys(profile).cas),
         "certificate": str(credentials.certificate),
+        **(_given(credentials) if given else _own(credentials, destination.name)),
+    }
+
+
+def _own(credentials: Credentials, name: str) -> dict[str, str]:
+    folder = credentials.certificate.parent
+    return {
         "key": str(credentials.key),
         "named_certificate": str(folder / f"{name}-x509.pem"),
         "named_key": str(folder / f"{name}.key"),
         "bundle": str(folder / f"{name}.pem"),
     }
+
+
+def _given(credentials: Credentials) -> dict[str, str]:
+    """What is known of somebody else's files; "" is what they are not, or do not hold."""
+    certificate, key = credentials.certificate, credentials.key
+    if certificate == key:
+        whole = str(certificate) if _holds_key(certificate) else ""
+        return {"key": whole, "named_certificate": "", "named_key": "", "bundle": whole}
+    named = key.suffix in (".pem", ".key")
+    parts = {"named_certificate": str(certificate), "named_key": str(key)} if named else dict.fromkeys(_NAMED, "")
+    return {"key": str(key), "bundle": "", **parts}
+
+
+def _holds_key(path: Path) -> bool:
+    with path.open("rb") as file:
+        return b"PRIVATE KEY-----" in file.read(MAX_FILE)
+
+
+def usable(forms: Iterable[Form], found: Mapping[str, str]) -> list[Form]:
+    """The forms for which no file is missing."""
+    return [form for form in forms if all(found[name] for name in needed(form.text) if name in _MAY_LACK)]
 
 
 def filled(form: Form, found: Mapping[str, str]) -> str:
