@@ -26,7 +26,8 @@ from monoport.client.profile import Home
     "--unix",
     metavar="PATH",
     type=click.Path(path_type=Path),
-    help="A Unix socket that only you can open. For PostgreSQL the folder of .s.PGSQL.<port>. Implies --tunnel.",
+    help="A Unix socket that only you can open. For PostgreSQL the folder of .s.PGSQL.<port>, for MongoDB a name that "
+    "ends in .sock. Implies --tunnel.",
 )
 @click.option("--tunnel", is_flag=True, help="Present your certificate, so that clients connect without TLS.")
 @click.option("--share-identity", is_flag=True, help="Let --tunnel listen beyond loopback: who connects is you.")
@@ -85,6 +86,7 @@ def proxy_all(proxy: str | None) -> None:
     """A local port for every database that you may use, until Ctrl-C.
 
     Clients connect without TLS and without a password, and act as you. Each database has the same port every time.
+    Databases only: servers need no port (tsh ssh, tsh config).
     """
     from monoport.cli.live import shown
     from monoport.client.everything import everything
