@@ -59,6 +59,7 @@ def proxy_db(
     name: str,
 ) -> None:
     """A local port that leads to a database, until Ctrl-C. Prints how to connect to it."""
+    from monoport.cli.tables import printable
     from monoport.client.databases import Wanted
     from monoport.client.forward import Forward, forward
     from monoport.client.front import Credentials
@@ -77,7 +78,8 @@ def proxy_db(
         port or 0,
         Credentials(certificate, key or certificate) if certificate is not None else None,
     )
-    wait(forward(home, home.choose(proxy), wanted, announce=click.echo, report=warn))
+    chosen = home.choose(proxy)
+    wait(forward(home, chosen, wanted, announce=lambda line: click.echo(printable(line)), report=warn))
 
 
 @click.command("all", short_help="A local port for each of your databases.")
