@@ -197,6 +197,7 @@ def signed_in(home: Home, cas: Cas, port: int, *, host: str = "localhost", **par
     """A profile with all its files, as a login at this port would have left them."""
     paths_of = parts.pop("user", "alice")
     pair = make_key()
+    ports = parts.pop("database_ports", {})
     certificate, ssh_certificate = cas.user(pair.public, pair.ssh_public, name=paths_of, **parts)
     expires = datetime.now(UTC) + parts.get("lasts", timedelta(hours=1))
     profile = Profile(
@@ -208,6 +209,7 @@ def signed_in(home: Home, cas: Cas, port: int, *, host: str = "localhost", **par
         cas=cas.trusted.to_json(),
         logins=("alice", "root"),
         trust="pin",
+        database_ports=ports,
     )
     paths = home.keys(profile)
     paths.folder.mkdir(parents=True, mode=0o700)
@@ -230,7 +232,8 @@ def database_login(home: Home, cas: Cas, profile: Profile, name: str, **parts: A
     from monoport.client.keys import load
 
     pair = load(paths.key.read_text())
-    destination = Destination("db", name, "postgres", parts.pop("db_user", ""), parts.pop("database", ""))
+    protocol, user, database = parts.pop("protocol", "postgres"), parts.pop("db_user", ""), parts.pop("database", "")
+    destination = Destination("db", name, protocol, user, database)
     certificate, _ = cas.user(pair.public, pair.ssh_public, destination=destination, name=profile.user, **parts)
     path = paths.database(profile.cluster, name)
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -15,18 +15,23 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import psycopg
+import pymongo
+import pymysql
 import pytest
 from cryptography import x509
 
+from monoport.client import refusal
 from monoport.client.front import Credentials, Front
 from monoport.client.listening import is_loopback, listen, listen_unix
 from monoport.client.localproxy import LocalProxy, Wrapping
 from monoport.client.names import Address
-from monoport.client.profile import Home
+from monoport.client.profile import Home, Profile
 from monoport.errors import Failure
 from monoport.net.sockets import SocketStream
 from monoport.net.stream import Stream
 from monoport.net.tls import serve_tls
+from monoport.protocols import TABLE
 
 from .conftest import NOWHERE, Cas, database_login, server_context, signed_in
 
@@ -201,23 +206,93 @@ async def test_what_cannot_be_joined_is_said_once_and_the_next_connection_works(
     assert all(re.search(r" \[from 127\.0\.0\.1:\d+\]$", line) for line in said), "as the front door's log names us"
 
 
-async def test_the_client_is_told_in_its_protocol_why_it_cannot_be_joined(home: Home, cas: Cas) -> None:
-    said: list[str] = []
-    database = Database(upper)
+def expired() -> None:
+    raise Failure("your certificate has expired")
 
-    def expired() -> None:
-        raise Failure("your certificate has expired")
 
-    async with database.running(server_context(cas, alpn=ALPN)) as port:
-        wrapping = Wrapping(Front(signed_in(home, cas, port)), ALPN, None)
-        sockets = listen(NOWHERE, lends_identity=True)
-        proxy = LocalProxy(wrapping, sockets, said.append, lambda reason: f"refused: {reason}".encode(), expired)
-        async with asyncio.timeout(PATIENCE), asyncio.TaskGroup() as group:
-            serving = group.create_task(proxy.serve())
-            assert await ask(proxy.address, b"x" * 100_000) == b"refused: your certificate has expired"
+@asynccontextmanager
+async def refusing(profile: Profile, protocol: str, said: Callable[[str], None]) -> AsyncIterator[Address]:
+    """A local proxy that joins nobody, as after the end of a login."""
+    wrapping = Wrapping(Front(profile), TABLE[protocol].alpn[0], None)
+    proxy = LocalProxy(wrapping, listen(NOWHERE, lends_identity=True), said, TABLE[protocol].front, expired)
+    async with asyncio.timeout(PATIENCE), asyncio.TaskGroup() as group:
+        serving = group.create_task(proxy.serve())
+        try:
+            yield proxy.address
+        finally:
             serving.cancel()
+
+
+def by_psycopg(port: int) -> None:
+    # With TLS asked for and declined first, as libpq does unless told otherwise.
+    psycopg.connect(host="127.0.0.1", port=port, user="alice", dbname="shop", sslmode="prefer", gssencmode="disable")
+
+
+def by_pymysql(port: int) -> None:
+    pymysql.connect(host="127.0.0.1", port=port, user="alice", database="shop", password="habit")
+
+
+def by_pymongo(port: int) -> None:
+    uri = f"mongodb://127.0.0.1:{port}/?directConnection=true"
+    with pymongo.MongoClient(uri, serverSelectionTimeoutMS=60_000) as client:  # longer than this test may take
+        client.shop.people.find_one()
+
+
+@pytest.mark.parametrize(
+    ("protocol", "client", "shows"),
+    [
+        ("postgres", by_psycopg, psycopg.OperationalError),
+        ("mysql", by_pymysql, pymysql.err.OperationalError),
+        ("mongodb", by_pymongo, pymongo.errors.OperationFailure),
+    ],
+)
+async def test_a_client_shows_why_it_cannot_be_joined(
+    home: Home, cas: Cas, protocol: str, client: Callable[[int], None], shows: type[Exception]
+) -> None:
+    said: list[str] = []
+    async with refusing(signed_in(home, cas, 1), protocol, said.append) as address:
+        with pytest.raises(shows, match="your certificate has expired"):
+            await asyncio.to_thread(client, address.port)
+    assert set(said) == {"your certificate has expired"}, "nothing of the proxy, which was not asked"
+
+
+@pytest.mark.parametrize("protocol", TABLE)
+@pytest.mark.parametrize("data", [b"", b"x" * 100_000, b"\0" * 100_000])
+async def test_a_client_that_makes_no_sense_is_told_all_the_same(
+    home: Home, cas: Cas, protocol: str, data: bytes
+) -> None:
+    said: list[str] = []
+    async with refusing(signed_in(home, cas, 1), protocol, said.append) as address:
+        assert b"your certificate has expired" in await ask(address, data)
     assert said == ["your certificate has expired"]
-    assert database.alpn == [], "the proxy was not asked"
+
+
+@pytest.mark.parametrize("protocol", TABLE)
+async def test_a_client_that_says_nothing_is_told_after_a_while(
+    home: Home, cas: Cas, monkeypatch: pytest.MonkeyPatch, protocol: str
+) -> None:
+    monkeypatch.setattr(refusal, "PATIENCE", 0.01)
+    async with refusing(signed_in(home, cas, 1), protocol, [].append) as address:
+        reader, writer = await asyncio.open_connection(address.host, address.port)
+        assert b"your certificate has expired" in await reader.read()
+        writer.close()
+
+
+async def test_a_client_that_never_ends_its_opening_is_not_heard_for_ever(
+    home: Home, cas: Cas, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(refusal, "MAX_READ", 10)
+    monkeypatch.setattr(refusal, "PATIENCE", 2 * PATIENCE)
+    async with refusing(signed_in(home, cas, 1), "mongodb", [].append) as address:
+        reader, writer = await asyncio.open_connection(address.host, address.port)
+        writer.write(b"\0\1\0\0" + b"x" * 7)
+        assert b"your certificate has expired" in await reader.read()
+        writer.close()
+
+
+async def test_a_cancel_request_gets_no_answer(home: Home, cas: Cas) -> None:
+    async with refusing(signed_in(home, cas, 1), "postgres", [].append) as address:
+        assert await ask(address, struct.pack(">IIII", 16, 80_877_102, 1, 2)) == b""
 
 
 def test_a_socket_that_a_killed_process_left_is_replaced_and_nothing_else_is(tmp_path: Path) -> None:

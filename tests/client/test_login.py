@@ -55,6 +55,19 @@ async def test_pin_login_writes_every_file_private(home: Home, cas: Cas) -> None
     assert profile.logins == ("alice", "root")
 
 
+async def test_a_login_brings_the_ports_of_databases_whose_clients_do_not_share_the_one_port(
+    home: Home, cas: Cas
+) -> None:
+    made = WebProxy(cas)
+    found = {"mysql_listen_addr": "0.0.0.0:3036", "mongo_listen_addr": "", "postgres_listen_addr": 5, "other": "h:1"}
+    status, ping = made.ping()
+    made.answers["/webapi/ping"] = lambda _: (status, ping | {"proxy": ping["proxy"] | {"db": found}})
+    async with made.running(server_context(cas)) as web:
+        profile = await sign_in(home, web, ca_pin=pin_of(cas))
+    assert profile.database_ports == {"mysql_listen_addr": 3036}
+    assert home.load("127.0.0.1") == profile
+
+
 async def test_pin_login_uses_the_bootstrap_name_twice_and_the_password_only_on_the_second(
     home: Home, cas: Cas
 ) -> None:

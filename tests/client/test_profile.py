@@ -23,7 +23,7 @@ def test_home_is_tsh_home_else_dot_tsh_of_home() -> None:
 
 
 def test_a_profile_is_read_back_as_it_was_written(home: Home, cas: Cas) -> None:
-    profile = signed_in(home, cas, 3080)
+    profile = signed_in(home, cas, 3080, database_ports={"mysql_listen_addr": 3036})
     assert home.load("localhost") == profile
     assert stat.S_IMODE((home.path / "localhost.json").stat().st_mode) == 0o600
     assert (home.path / "current-profile").read_text() == "localhost\n"

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
+import re
 import signal
 import sys
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 
@@ -20,6 +23,7 @@ from monoport.errors import Failure
 
 from .conftest import Cas, database_login, server_context, signed_in
 from .test_localproxy import ALPN, Database, upper
+from .test_ways import pair_of
 
 PSQL = f"""#!{sys.executable}
 import pathlib, re, socket, stat, sys
@@ -38,14 +42,25 @@ sys.exit(7)
 """
 
 
+# Any other client: it writes down its words, and who else could reach the socket that they name.
+CLIENT = f"""#!{sys.executable}
+import json, pathlib, re, stat, sys, urllib.parse
+*words, out = sys.argv[1:]
+path = pathlib.Path(re.search(r"/[^?]*?\\.sock", urllib.parse.unquote(" ".join(words)).replace("//", "", 1))[0])
+modes = [oct(stat.S_IMODE(each.stat().st_mode)) for each in (path.parent, path)]
+pathlib.Path(out).write_text(json.dumps([words, str(path), modes]))
+"""
+
+
 @pytest.fixture
 def programs(tmp_path: Path) -> Path:
-    """A folder for PATH with a psql that is ours."""
+    """A folder for PATH with a psql, a mongosh and a mariadb that are ours."""
     folder = tmp_path / "bin"
     folder.mkdir()
-    program = folder / "psql"
-    program.write_text(PSQL)
-    program.chmod(0o755)
+    for name, text in (("psql", PSQL), ("mongosh", CLIENT), ("mariadb", CLIENT)):
+        program = folder / name
+        program.write_text(text)
+        program.chmod(0o755)
     return folder
 
 
@@ -69,10 +84,44 @@ async def test_the_program_reaches_the_database_over_a_private_socket_and_its_st
     assert status == 7
     assert answer == "HELLO"
     assert mode == "0o700"
-    assert "user='o\\'neil \\\\' dbname='shop' sslmode=disable" in words
+    assert "user='o\\'neil \\\\' dbname=shop sslmode=disable" in words
     assert database.certificates[0] is not None
-    folder = words.split("host='")[1].split("'")[0]
+    folder = words.split("host=")[1].split(" ")[0]
     assert not os.path.exists(folder)  # noqa: ASYNC240 # nothing else runs in this loop any more
+
+
+UNIX = ["--host=localhost", "--protocol=socket", "--socket={path}"]
+MONGO = "mongodb://{quoted}/{}?directConnection=true"
+
+
+@pytest.mark.parametrize(
+    ("protocol", "user", "database", "words"),
+    [
+        ("mongodb", "alice", "", [MONGO.format("", quoted="{quoted}")]),
+        ("mongodb", "alice", "a/b?c d#é", [MONGO.format("a%2Fb%3Fc%20d%23%C3%A9", quoted="{quoted}")]),
+        ("mysql", "o'neil", "", [*UNIX, "--user=o'neil"]),
+        ("mysql", "alice", "shop", [*UNIX, "--user=alice", "--database=shop"]),
+    ],
+)
+async def test_the_program_gets_words_for_what_was_chosen_and_a_socket_that_only_the_user_can_open(
+    home: Home, cas: Cas, programs: Path, tmp_path: Path, protocol: str, user: str, database: str, words: list[str]
+) -> None:
+    profile = signed_in(home, cas, 1)
+    database_login(home, cas, profile, "orders", protocol=protocol, db_user=user, database=database)
+    said = tmp_path / "said"
+    async with asyncio.timeout(30):
+        status = await connect(
+            home,
+            profile,
+            Wanted("orders"),
+            [str(said)],
+            report=pytest.fail,
+            environment={"PATH": str(programs)},
+        )
+    found, path, modes = json.loads(said.read_text())
+    assert status == 0
+    assert found == [word.format(path=path, quoted=quote(path, safe="")) for word in words]
+    assert modes == ["0o700", "0o600"]
 
 
 async def test_a_missing_program_is_named_with_how_to_get_it(home: Home, cas: Cas, tmp_path: Path) -> None:
@@ -154,6 +203,17 @@ async def test_a_private_socket_is_made_for_the_program_and_removed_at_the_end(
     assert said[0].startswith(f"listening on {folder}/.s.PGSQL.5433 for PostgreSQL database orders of example.com")
     assert f'psql "host={folder} port=5433 user=alice dbname=shop"' in said[2]
     assert list(folder.iterdir()) == []
+
+
+async def test_a_socket_whose_name_clients_would_take_for_a_host_is_refused(
+    home: Home, cas: Cas, tmp_path: Path
+) -> None:
+    profile = signed_in(home, cas, 1)
+    database_login(home, cas, profile, "orders", protocol="mongodb", db_user="alice")
+    wanted = Forward(Wanted("orders"), unix=tmp_path / "m")
+    with pytest.raises(Failure, match=r"/m: MongoDB's clients know a socket by its name, which must end in \.sock"):
+        await forward(home, profile, wanted, announce=pytest.fail, report=pytest.fail)
+    assert not (tmp_path / "m").exists()
 
 
 async def test_logging_out_ends_a_local_proxy_with_one_line(
@@ -243,6 +303,49 @@ async def test_a_certificate_alone_says_which_database_and_protocol(home: Home, 
             assert await reader.readexactly(1) == b"A"
             writer.close()
             os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.parametrize(
+    ("names", "line"),
+    [
+        (("one",), r"  mongosh  mongosh .*&tlsCertificateKeyFile=\S*%2Fone\""),
+        (("c", "k"), r"  MongoDB's clients want the private key, too: --cert FILE that holds both, to see how"),
+    ],
+)
+async def test_a_string_names_the_file_that_was_given_or_what_is_missing(
+    home: Home, cas: Cas, tmp_path: Path, names: tuple[str, ...], line: str
+) -> None:
+    profile = signed_in(home, cas, 1)
+    database_login(home, cas, profile, "orders", protocol="mongodb", db_user="alice")
+    paths = pair_of(home, profile, tmp_path, *names)
+    said: list[str] = []
+    announced = asyncio.Event()
+
+    def announce(text: str) -> None:
+        said.append(text)
+        if len(said) == 3:
+            announced.set()
+
+    wanted = Forward(Wanted(""), "127.0.0.1:0", credentials=Credentials(paths[0], paths[-1]))
+    async with asyncio.timeout(30), asyncio.TaskGroup() as group:
+        group.create_task(forward(home, profile, wanted, announce=announce, report=pytest.fail))
+        await announced.wait()
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert said[1] == "clients bring TLS and this certificate themselves"
+    assert re.fullmatch(line, said[2]), said[2]
+
+
+async def test_only_loopbacks_own_addresses_are_called_localhost(home: Home, cas: Cas) -> None:
+    profile = signed_in(home, cas, 1)
+    database_login(home, cas, profile, "orders", db_user="alice", database="shop")
+    for address, host in (("127.0.0.1:0", "localhost"), ("127.0.0.2:0", "127.0.0.2")):
+        heard: asyncio.Queue[str] = asyncio.Queue()
+        async with asyncio.timeout(30), asyncio.TaskGroup() as group:
+            wanted = Forward(Wanted("orders"), address)
+            group.create_task(forward(home, profile, wanted, announce=heard.put_nowait, report=pytest.fail))
+            psql = [await heard.get() for _ in range(3)][-1]
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert f'psql "host={host} port=' in psql
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,15 @@ def test_help_lists_what_is_there_and_nothing_else(home: Home) -> None:
     assert commands(tsh(home, "proxy", "--help").stdout) == ["all", "db", "ssh"]
 
 
+def test_help_says_what_there_is_for_which_protocol(home: Home) -> None:
+    config, env = tsh(home, "db", "config", "--help").stdout, tsh(home, "db", "env", "--help").stdout
+    assert "MongoDB     there is none, use tsh proxy db" in config
+    assert "~/.my.cnf, used as: mariadb --defaults-group-suffix=_NAME" in config
+    assert "~/.pg_service.conf, used as: psql service=NAME" in config
+    assert "PostgreSQL  PGHOST, PGPORT, " in env
+    assert "MySQL       there is none, use tsh proxy db" in env
+
+
 WITHOUT_LOGIN = [
     ("ls",),
     ("status",),

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from pymongo import AsyncMongoClient, MongoClient
@@ -110,19 +112,29 @@ async def test_pymongo_with_asyncio_straight_to_the_port(straight: str) -> None:
 @pytest.mark.client(Client("PyMongo", "mongodb", LENT, PYMONGO))
 def test_pymongo_by_the_string_that_is_printed(alice: Person, mongo: FerretServer) -> None:
     with proxy_db(alice, "--tunnel", "--listen", f"127.0.0.1:{free_port()}", "mongo") as proxy:
-        talk(proxy.form("URI").replace("/DATABASE", "/app"))
+        talk(proxy.form("URI"))
 
 
 @pytest.mark.client(Client("PyMongo", "mongodb", SOCKET, PYMONGO))
 def test_pymongo_over_a_unix_socket(alice: Person, mongo: FerretServer, tmp_path: Path) -> None:
     with proxy_db(alice, "--unix", tmp_path / "mongo.sock", "mongo") as proxy:
-        talk(proxy.form("URI").replace("/DATABASE", "/app"))
+        talk(proxy.form("URI"))
 
 
 @pytest.mark.client(Client("PyMongo", "mongodb", OWN, PYMONGO))
 def test_pymongo_with_its_own_tls_inside_ours(alice: Person, mongo: FerretServer) -> None:
     with proxy_db(alice, "mongo") as proxy:
-        talk(proxy.form("URI").replace("/DATABASE", "/app"))
+        talk(proxy.form("URI"))
+
+
+@pytest.mark.client(Client("PyMongo", "mongodb", "`tsh proxy db --cert FILE`: its own TLS inside ours", PYMONGO))
+def test_pymongo_by_the_file_that_was_named(alice: Person, mongo: FerretServer, tmp_path: Path) -> None:
+    file = tmp_path / "mine"
+    file.write_bytes((alice.home / ".tsh/keys/localhost/alice-db/example.com/mongo.pem").read_bytes())
+    with proxy_db(alice, "--cert", file) as proxy:
+        uri = proxy.form("URI")
+        assert uri.endswith("&tlsCertificateKeyFile=" + quote(str(file), safe=""))
+        talk(uri)
 
 
 def test_what_was_run_is_in_the_audit_log(cluster: Cluster, straight: str) -> None:
@@ -193,6 +205,19 @@ def test_mongosh_by_tsh_db_connect(alice: Person, mongo: FerretServer, need: Cal
     assert failed.stderr == ""
 
 
+@pytest.mark.client(Client("mongosh", "mongodb", "`tsh db connect mongo`", MONGOSH))
+def test_mongosh_by_tsh_db_connect_with_no_name_of_a_database(
+    alice: Person, mongo: FerretServer, need: Callable[[str], str]
+) -> None:
+    need("node")
+    path = f"{fetched('mongo/node_modules/.bin')}:{alice.env()['PATH']}"
+    script = 'print(JSON.stringify([db.getName(), db.getMongo()._uri, db.adminCommand("listDatabases").ok]))'
+    done = alice.tsh("db", "connect", "mongo", "--", "--quiet", "--eval", script, PATH=path, seconds=90)
+    name, uri, reached = json.loads(done.stdout)
+    assert (name, reached) == ("test", 1), "what mongosh uses where nothing is named"
+    assert re.match(r"mongodb://%2F.*tsh-db-.*%2Fmongodb\.sock/", uri), "not the machine's own 27017"
+
+
 @pytest.mark.client(Client("MongoDB's Node driver (`mongodb`)", "mongodb", STRAIGHT, NODE))
 def test_the_node_driver_straight_to_the_port(alice: Person, straight: str, need: Callable[[str], str]) -> None:
     _node(alice, need("node"), straight)
@@ -201,7 +226,7 @@ def test_the_node_driver_straight_to_the_port(alice: Person, straight: str, need
 @pytest.mark.client(Client("MongoDB's Node driver (`mongodb`)", "mongodb", LENT, NODE))
 def test_the_node_driver_by_a_local_proxy(alice: Person, mongo: FerretServer, need: Callable[[str], str]) -> None:
     with proxy_db(alice, "--tunnel", "--listen", f"127.0.0.1:{free_port()}", "mongo") as proxy:
-        _node(alice, need("node"), proxy.form("URI").replace("/DATABASE", "/app"))
+        _node(alice, need("node"), proxy.form("URI"))
 
 
 def _node(alice: Person, node: str, uri: str) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import mysql.connector
 import pymysql
@@ -113,7 +114,12 @@ def rows(client: Any, statement: str, *values: Any) -> Any:
 @pytest.mark.client(Client("mariadb", "mysql", "`tsh db connect my`", release))
 def test_tsh_db_connect_runs_mariadb(dba: Person, need: Callable[[str], str]) -> None:
     need("mariadb")
-    done = dba.tsh("db", "connect", "my", "--db-user=alice", "--db-name=app", "--", "-NB", stdin=f"{WHO};\n")
+    settings = dba.home / ".my.cnf"
+    settings.write_text("[client]\nhost=elsewhere.invalid\nprotocol=tcp\n")  # of her own, for another server
+    try:
+        done = dba.tsh("db", "connect", "my", "--db-user=alice", "--db-name=app", "--", "-NB", stdin=f"{WHO};\n")
+    finally:
+        settings.unlink()
     assert done.stdout == "alice/app\n"
     failed = dba.tsh("db", "connect", "my", "--", "-NB", "-e", "select nothing", code=1)
     assert "Unknown column" in failed.stderr
@@ -157,8 +163,71 @@ def test_mariadb_with_its_own_tls_inside_ours(dba: Person, need: Callable[[str],
         line = proxy.form("mariadb")
         assert "--ssl-cert=" in line
         assert dba.run("sh", "-c", f"{line} -NB -e {shlex.quote(WHO)}").stdout == "alice/app\n"
-        refused = dba.run("sh", "-c", line.partition(" --ssl-ca")[0] + " -e 'select 1'", code=1)
+        # MariaDB's program under MySQL's name has another word for the check of the server's name.
+        other = proxy.form("mysql").replace("--ssl-mode=VERIFY_IDENTITY", "--ssl-verify-server-cert")
+        assert dba.run("sh", "-c", f"{other} -NB -e {shlex.quote(WHO)}").stdout == "alice/app\n"
+        refused = dba.run("sh", "-c", line.partition(" --ssl-")[0] + " -e 'select 1'", code=1)
         assert "certificate required" in refused.stderr
+
+
+def test_the_printed_command_verifies_the_servers_name(dba: Person, need: Callable[[str], str]) -> None:
+    need("mariadb")
+    with proxy_db(dba, "--listen", f"127.0.0.2:{free_port()}", "my") as proxy:
+        line = proxy.form("mariadb")
+        assert "--host=127.0.0.2 " in line, "which no certificate of the proxy carries"
+        refused = dba.run("sh", "-c", f"{line} -NB -e 'select 1'", code=1)
+    assert "certificate" in refused.stderr
+
+
+@pytest.mark.client(Client("mariadb", "mysql", "`tsh proxy db --cert FILE`: its own TLS inside ours", release))
+def test_mariadb_by_the_file_that_was_named(dba: Person, tmp_path: Path, need: Callable[[str], str]) -> None:
+    need("mariadb")
+    own = dba.home / ".tsh/keys/localhost/alice-db/example.com/my.pem"
+    file = tmp_path / "mine"
+    file.write_bytes(own.read_bytes())
+    file.chmod(0o600)
+    with proxy_db(dba, "--cert", file) as proxy:
+        line = proxy.form("mariadb")
+        assert f"--ssl-cert={file} --ssl-key={file} " in line
+        assert dba.run("sh", "-c", f"{line} -NB -e {shlex.quote(WHO)}").stdout == "alice/app\n"
+
+
+GUI = "`tsh proxy db --tunnel my`, and the fields that it prints for programs with forms"
+
+
+@pytest.mark.client(Client("PyMySQL", "mysql", GUI, distribution("pymysql")))
+def test_pymysql_by_the_fields_and_the_uri_that_are_printed(dba: Person) -> None:
+    with proxy_db(dba, "--tunnel", "--listen", f"127.0.0.1:{free_port()}", "my") as proxy:
+        fields = dict(part.split(" ", 1) for part in proxy.form("GUI").split(", ")[:4])
+        uri = urlsplit(proxy.form("URI"))
+        assert uri.scheme == "mysql"
+        from_uri = {"host": uri.hostname, "port": uri.port, "user": uri.username, "database": uri.path[1:]}
+        from_fields = fields | {"port": int(fields["port"])}
+        assert from_fields == from_uri
+        with closing(pymysql.connect(**from_fields)) as client:
+            pymysql_conversation(client)
+
+
+@pytest.mark.client(
+    Client("mariadb", "mysql", "`tsh db config my`, then `mariadb --defaults-group-suffix=_my`", release)
+)
+def test_an_entry_of_my_cnf_outlives_the_renewal_of_its_login(
+    cluster: Cluster, dba: Person, need: Callable[[str], str]
+) -> None:
+    need("mariadb")
+    settings = dba.home / ".my.cnf"
+    settings.write_text("[client]\nhost=elsewhere\n")
+    said = dba.tsh("db", "config", "my").stdout
+    assert f"# in {settings}; use it as: mariadb --defaults-group-suffix=_my" in said
+    assert f"port={cluster.mysql_port}\n" in said, "where its clients are greeted at once"
+    again = ("db", "login", "my", "--db-user=alice", "--db-name=app")
+    try:
+        for renew in (lambda: None, lambda: dba.tsh(*again), lambda: cluster.login(dba)):
+            renew()
+            done = dba.run("mariadb", "--defaults-group-suffix=_my", "-NB", "-e", WHO)
+            assert done.stdout == "alice/app\n"
+    finally:
+        settings.unlink()  # others of these tests run as her, too
 
 
 @pytest.mark.client(Client("mariadb", "mysql", OWN_PORT, release))

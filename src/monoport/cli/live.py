@@ -55,11 +55,11 @@ async def _lines(ends: Mapping[str, Any]) -> None:
 
 
 def _table(title: str, ends: Mapping[str, Any]) -> Any:
+    from rich.console import Group
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold", title_justify="left")
-    table.title = Text(f"{printable(title)}; whoever connects here acts as you; Ctrl-C ends it", style="dim")
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for name in ("Database", "Protocol", "Listening on", "Connections", "Connect with, or what is wrong"):
         table.add_column(name, justify="right" if name == "Connections" else "left", overflow="fold")
     for name, end in sorted(ends.items()):
@@ -69,4 +69,5 @@ def _table(title: str, ends: Mapping[str, Any]) -> Any:
         )
         cells = (Text(printable(name), style="bold"), Text(printable(end.protocol)), where, Text(str(end.connections)))
         table.add_row(*cells, state)
-    return table
+    # Not the table's own title, which would be folded to the width of the rows that there are.
+    return Group(Text(f"{printable(title)}; whoever connects here acts as you; Ctrl-C ends it", style="dim"), table)

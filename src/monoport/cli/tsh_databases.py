@@ -26,7 +26,8 @@ from monoport.client.profile import Home
     "--unix",
     metavar="PATH",
     type=click.Path(path_type=Path),
-    help="A Unix socket that only you can open. For PostgreSQL the folder of .s.PGSQL.<port>. Implies --tunnel.",
+    help="A Unix socket that only you can open. For PostgreSQL the folder of .s.PGSQL.<port>, for MongoDB a name that "
+    "ends in .sock. Implies --tunnel.",
 )
 @click.option("--tunnel", is_flag=True, help="Present your certificate, so that clients connect without TLS.")
 @click.option("--share-identity", is_flag=True, help="Let --tunnel listen beyond loopback: who connects is you.")
@@ -58,6 +59,7 @@ def proxy_db(
     name: str,
 ) -> None:
     """A local port that leads to a database, until Ctrl-C. Prints how to connect to it."""
+    from monoport.cli.tables import printable
     from monoport.client.databases import Wanted
     from monoport.client.forward import Forward, forward
     from monoport.client.front import Credentials
@@ -76,7 +78,8 @@ def proxy_db(
         port or 0,
         Credentials(certificate, key or certificate) if certificate is not None else None,
     )
-    wait(forward(home, home.choose(proxy), wanted, announce=click.echo, report=warn))
+    chosen = home.choose(proxy)
+    wait(forward(home, chosen, wanted, announce=lambda line: click.echo(printable(line)), report=warn))
 
 
 @click.command("all", short_help="A local port for each of your databases.")
@@ -85,6 +88,7 @@ def proxy_all(proxy: str | None) -> None:
     """A local port for every database that you may use, until Ctrl-C.
 
     Clients connect without TLS and without a password, and act as you. Each database has the same port every time.
+    Databases only: servers need no port (tsh ssh, tsh config).
     """
     from monoport.cli.live import shown
     from monoport.client.everything import everything
@@ -172,7 +176,18 @@ def db_connect(proxy: str | None, db_user: str, db_name: str, name: str, argumen
     return wait(connect(home, home.choose(proxy), Wanted(name, db_user, db_name), arguments, report=warn, busy=noting))
 
 
-@db.command("env", short_help="Print variables by which programs find a database.")
+class _ByProtocol(click.Command):
+    """A command whose help says what there is for each protocol."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        from monoport.client.ways import offered
+
+        super().format_options(ctx, formatter)
+        with formatter.section("For programs of"):
+            formatter.write_dl(offered(self.name or ""))
+
+
+@db.command("env", cls=_ByProtocol, short_help="Print variables by which programs find a database.")
 @proxy_option
 @click.option(
     "--format",
@@ -191,13 +206,13 @@ def db_env(proxy: str | None, output: str, name: str) -> None:
     click.echo(exports(environment(home, home.choose(proxy), name), output), nl=False)
 
 
-@db.command("config", short_help="Write an entry by which programs find a database.")
+@db.command("config", cls=_ByProtocol, short_help="Write an entry by which programs find a database.")
 @proxy_option
 @click.option("--print", "only_print", is_flag=True, help="Write nothing, print the entry.")
 @click.option("--service", metavar="NAME", default="", help="The entry's name; the database's if not given.")
 @click.argument("name")
 def db_config(proxy: str | None, only_print: bool, service: str, name: str) -> None:
-    """Write an entry by which programs find a database, and print it: of ~/.pg_service.conf, for psql service=NAME.
+    """Write an entry by which programs find a database with no tsh in between, and print it.
 
     It names the files of your login, so it holds after every renewal. Other entries are left as they are.
     """

@@ -15,7 +15,7 @@ from monoport.client import databases
 from monoport.client.foreground import until_stopped
 from monoport.client.front import Front
 from monoport.client.listening import address_of, listen, stable_port
-from monoport.client.localproxy import LocalProxy, Wrapping, refusing
+from monoport.client.localproxy import LocalProxy, Wrapping
 from monoport.client.names import Address
 from monoport.client.profile import Home, Profile
 from monoport.client.renewal import Keeper
@@ -65,7 +65,7 @@ class End:
             Address("127.0.0.1", stable_port(profile.cluster, database.name)), lends_identity=True, or_next=True
         )
         keeper = Keeper(home, profile, login, wrapping.adopt, self._note)
-        self._proxy = LocalProxy(wrapping, sockets, self._note, refusing(protocol))
+        self._proxy = LocalProxy(wrapping, sockets, self._note, protocol.front)
         self._proxy.check = keeper.check
         bound = address_of(sockets)
         self.use = filled(protocol.ways.lent[0], words(home, profile, login, bound)) if protocol.ways.lent else ""

@@ -12,14 +12,15 @@ from pathlib import Path
 from socket import socket
 
 from monoport.client import databases, files
+from monoport.client.filling import fill
 from monoport.client.foreground import until_stopped
 from monoport.client.front import Credentials, Front
-from monoport.client.listening import address_of, is_loopback, listen, listen_unix, stable_port
-from monoport.client.localproxy import LocalProxy, Wrapping, refusing
+from monoport.client.listening import address_of, listen, listen_unix, stable_port
+from monoport.client.localproxy import LocalProxy, Wrapping
 from monoport.client.names import Address
 from monoport.client.profile import Home, Profile
 from monoport.client.renewal import Keeper
-from monoport.client.ways import filled, words
+from monoport.client.ways import filled, usable, words
 from monoport.errors import Failure
 from monoport.protocols.description import Description, Form
 
@@ -96,7 +97,7 @@ async def forward(
             raise
         try:
             keeper = Keeper(home, profile, login, wrapping.adopt, report)
-            proxy = LocalProxy(wrapping, end.sockets, report, refusing(protocol) if wanted.lends else None)
+            proxy = LocalProxy(wrapping, end.sockets, report, protocol.front if wanted.lends else None)
             if wanted.lends:
                 proxy.check = keeper.check
             for line in _lines(home, profile, wanted, login, end):
@@ -142,8 +143,8 @@ def _on_port(profile: Profile, wanted: Forward) -> _End:
         address = Address("127.0.0.1", stable_port(profile.cluster, wanted.database.name))
         sockets = listen(address, lends_identity=wanted.lends, or_next=True)
     bound = address_of(sockets)
-    # A name that every proxy's certificate carries, for clients that verify it here.
-    host = "localhost" if is_loopback(bound.host) and not wanted.lends else bound.host
+    # A name that every proxy's certificate carries, for clients that verify it here; other addresses are not localhost.
+    host = "localhost" if bound.host in ("127.0.0.1", "::1") and not wanted.lends else bound.host
     return _End(sockets, str(bound), "127.0.0.1" if host in ("0.0.0.0", "::") else host, bound.port)  # noqa: S104
 
 
@@ -152,10 +153,15 @@ def _on_socket(wanted: Forward, protocol: Description) -> _End:
     path = wanted.unix.absolute()
     port = wanted.port or protocol.default_port
     if not protocol.shell.socket_by_port:
+        if not path.name.endswith(protocol.shell.socket_ending):
+            raise Failure(
+                f"{path}: {protocol.title}'s clients know a socket by its name, which must end in "
+                f"{protocol.shell.socket_ending}"
+            )
         files.make_folder(path.parent)
         return _End(listen_unix(path), str(path), str(path), port, path)
     files.make_folder(path)
-    path /= protocol.shell.socket.format(port=port)
+    path /= fill(protocol.shell.socket, {"port": str(port)})
     return _End(listen_unix(path), str(path), str(path.parent), port, path)
 
 
@@ -171,7 +177,11 @@ def _lines(home: Home, profile: Profile, wanted: Forward, login: databases.Login
         lines.append("clients connect without TLS and without a password; whoever can connect here acts as you")
         forms = ways.lent
     else:
-        lines.append("clients bring TLS and the certificate of `tsh db login` themselves")
-    found = words(home, profile, login, Address(end.host, end.port))
-    width = max((len(form.label) for form in forms), default=0)
-    return lines + [f"  {form.label:<{width}}  {filled(form, found)}" for form in forms]
+        which = "this certificate" if wanted.credentials is not None else "the certificate of `tsh db login`"
+        lines.append(f"clients bring TLS and {which} themselves")
+    found = words(home, profile, login, Address(end.host, end.port), given=wanted.credentials is not None)
+    shown = usable(forms, found)
+    if forms and not shown:
+        lines.append(f"  {protocol.title}'s clients want the private key, too: --cert FILE that holds both, to see how")
+    width = max((len(form.label) for form in shown), default=0)
+    return lines + [f"  {form.label:<{width}}  {filled(form, found)}" for form in shown]

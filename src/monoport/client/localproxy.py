@@ -15,12 +15,11 @@ from monoport.client.front import Credentials, Front, cluster_context
 from monoport.client.listening import address_of
 from monoport.client.names import Address
 from monoport.client.profile import Profile
+from monoport.client.refusal import tell
 from monoport.errors import Failure
 from monoport.net.relay import relay
 from monoport.net.sockets import SocketStream
-from monoport.net.stream import linger
-from monoport.protocols.description import Description
-from monoport.wire.front import Why
+from monoport.wire.front import Front as Opening
 
 MAX_CONNECTIONS = 512  # at once: below the usual limit of 1024 descriptors, of which each takes two
 
@@ -69,23 +68,18 @@ class Wrapping:
         return tuple(found)
 
 
-def refusing(protocol: Description) -> Callable[[str], bytes]:
-    """How a client of this protocol is told why it cannot be joined."""
-    return lambda reason: protocol.front().refuse(Why.OFFLINE, reason)
-
-
 @dataclass(slots=True)
 class LocalProxy:
     """Listens, and joins every connection with one to the proxy.
 
-    `report` gets one line for each connection that could not be joined, and so does the client if `refuse` makes bytes
-    of its protocol of it. `check` raises Failure if a new connection cannot be joined now.
+    `report` gets one line for each connection that could not be joined, and so does the client if `front` makes fronts
+    of its protocol. `check` raises Failure if a new connection cannot be joined now.
     """
 
     wrapping: Wrapping
     sockets: list[socket.socket]
     report: Callable[[str], None]
-    refuse: Callable[[str], bytes] | None = None
+    front: Callable[[], Opening] | None = None
     check: Callable[[], None] = lambda: None
     joined: int = 0  # connections that run now
     _slots: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(MAX_CONNECTIONS))
@@ -119,10 +113,8 @@ class LocalProxy:
                     remote = await self.wrapping.front.dial_with(self.wrapping.context(), self.wrapping.alpn)
                 except Failure as error:
                     self.report(str(error))
-                    if self.refuse is not None:
-                        local.send(self.refuse(str(error)))
-                        linger(local)
-                        await local.wait_closed()
+                    if self.front is not None:
+                        await tell(local, self.front(), str(error))
                     return
                 self.joined += 1
                 try:

@@ -12,7 +12,7 @@ from typing import Any
 
 from cryptography import x509
 
-from monoport import __version__
+from monoport import __version__, protocols
 from monoport.auth.authorities import AuthorityError, TrustedCas
 from monoport.auth.authorities import pin as pin_of
 from monoport.auth.keys import KeyPair, generate
@@ -188,6 +188,7 @@ def _profile(request: Request, verified: Verified, ping: dict[str, Any], grant: 
     typed = request.proxy.host
     known = verified.trust == "roots" or public is None or typed in LOCAL_NAMES | {public.host}
     plain = _address(ssh.get("listen_addr"))
+    databases, keys_of = _object(proxy.get("db")), {one.listen_key for one in protocols.TABLE.values()}
     return Profile(
         proxy=request.proxy,
         user=request.user,
@@ -199,6 +200,7 @@ def _profile(request: Request, verified: Verified, ping: dict[str, Any], grant: 
         trust=verified.trust,
         tls_routing=proxy.get("tls_routing_enabled") is True,
         plain_ssh=Address(typed, plain.port) if plain else None,
+        database_ports={key: found.port for key in keys_of if (found := _address(databases.get(key)))},
     )
 
 

@@ -29,7 +29,7 @@ class Profile:
     `cas` are the cluster's CAs as the login brought them, `auth.authorities.TrustedCas` in JSON.
     `trust` says how the web certificate was verified at login: "roots", "pin" or "insecure". `server_name` is the name
     that the proxy's host-CA certificate is checked for. `plain_ssh` is the proxy's own SSH port, used where the
-    proxy does not route by ALPN.
+    proxy does not route by ALPN. `database_ports` are those for one protocol's clients, by `Description.listen_key`.
     """
 
     proxy: Address
@@ -42,6 +42,7 @@ class Profile:
     trust: str = "roots"
     tls_routing: bool = True
     plain_ssh: Address | None = None
+    database_ports: Mapping[str, int] = field(default_factory=dict, hash=False)
 
     @property
     def host_cas(self) -> tuple[str, ...]:
@@ -243,6 +244,7 @@ def _to_json(profile: Profile) -> dict[str, Any]:
         "trust": profile.trust,
         "tls_routing": profile.tls_routing,
         "plain_ssh": str(profile.plain_ssh) if profile.plain_ssh else None,
+        "database_ports": dict(profile.database_ports),
         "logins": list(profile.logins),
         "cas": dict(profile.cas),
     }
@@ -261,6 +263,7 @@ def _from_json(value: dict[str, Any]) -> Profile:
         trust=str(value["trust"]),
         tls_routing=value["tls_routing"] is True,
         plain_ssh=Address.parse(value["plain_ssh"]) if value.get("plain_ssh") else None,
+        database_ports={str(key): int(port) for key, port in value.get("database_ports", {}).items()},
         logins=tuple(str(login) for login in value["logins"]),
         cas=cas,
     )

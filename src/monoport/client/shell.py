@@ -13,6 +13,7 @@ from pathlib import Path
 
 from monoport.client import databases
 from monoport.client.busy import Busy, quiet
+from monoport.client.filling import fill, needed
 from monoport.client.foreground import run
 from monoport.client.front import Front
 from monoport.client.listening import listen, listen_unix
@@ -21,7 +22,7 @@ from monoport.client.names import Address
 from monoport.client.profile import Home, Profile
 from monoport.client.renewal import Keeper
 from monoport.errors import Failure
-from monoport.protocols.description import Description
+from monoport.protocols.description import Description, Shell
 
 ANY_PORT = Address("127.0.0.1", 0)
 
@@ -60,10 +61,9 @@ async def connect(
         wrapping.context()
         proxy, where = _listening(protocol, wrapping, Path(folder), report)
         keeper = Keeper(home, profile, login, wrapping.adopt, report)
-        words = where | chosen
-        escaped = {name: _escaped(value, protocol.shell.escaped) for name, value in words.items()}
-        command = [program, *_filled(protocol.shell.arguments, escaped), *arguments]
-        extra = {key: value.format(**words) for key, value in protocol.shell.environment}
+        values = where | chosen
+        command = [program, *_words(protocol.shell, values), *arguments]
+        extra = {variable: fill(text, values) for variable, text in protocol.shell.environment}
         async with asyncio.TaskGroup() as group:
             serving = [group.create_task(proxy.serve()), group.create_task(keeper.run())]
             status = await run(command, {**environment, **extra})
@@ -78,20 +78,17 @@ def _listening(
     """A local proxy for one program: on a socket in our private folder, where only the user gets at it, if it can."""
     if protocol.shell.socket:
         port = str(protocol.default_port)
-        sockets = listen_unix(folder / protocol.shell.socket.format(port=port))
-        return LocalProxy(wrapping, sockets, report), {"host": str(folder), "port": port}
-    proxy = LocalProxy(wrapping, listen(ANY_PORT, lends_identity=True), report)
-    return proxy, {"host": proxy.address.host, "port": str(proxy.address.port)}
+        path = folder / fill(protocol.shell.socket, {"port": port})
+        proxy = LocalProxy(wrapping, listen_unix(path), report, protocol.front)
+        return proxy, {"socket": str(path), "host": str(folder), "port": port}
+    proxy = LocalProxy(wrapping, listen(ANY_PORT, lends_identity=True), report, protocol.front)
+    return proxy, {"socket": "", "host": proxy.address.host, "port": str(proxy.address.port)}
 
 
-def _filled(arguments: Sequence[str], words: Mapping[str, str]) -> list[str]:
-    """The program's words; one whose value is empty is left out."""
-    empty = [f"{{{name}}}" for name, value in words.items() if not value]
-    return [word.format(**words) for word in arguments if not any(name in word for name in empty)]
-
-
-def _escaped(value: str, characters: str) -> str:
-    return "".join("\\" + char if char in characters else char for char in value)
+def _words(shell: Shell, values: Mapping[str, str]) -> list[str]:
+    """The program's words, without those that need a value which is empty."""
+    quoted = {name: shell.quote(value) if value else "" for name, value in values.items()}
+    return [fill(word, quoted) for word in shell.arguments if all(quoted[name] for name in needed(word))]
 
 
 def _chosen(protocol: Description, user: str, database: str) -> dict[str, str]:

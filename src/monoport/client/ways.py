@@ -8,14 +8,17 @@ import json
 import os
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from monoport.client import databases, files
+from monoport.client.filling import fill, needed, optional
+from monoport.client.front import Credentials
 from monoport.client.names import Address
 from monoport.client.profile import Home, Profile, user_home
 from monoport.errors import Failure
+from monoport.protocols import TABLE
 from monoport.protocols.description import Description, Form, Settings
 
 MAX_FILE = 1 << 20  # bytes of a settings file that is read and written again; people's have a few KiB
@@ -23,10 +26,20 @@ _SERVICE = re.compile(r"[A-Za-z0-9_.-]{1,64}", re.ASCII)  # stands between brack
 _MARK = "# by tsh db config: "  # begins the first line of a section that is ours
 
 
-def words(home: Home, profile: Profile, login: databases.Login, at: Address) -> dict[str, str]:
-    """The values that a Form is filled in with, for a login that is used at an address."""
+_NAMED = ("named_certificate", "named_key")
+# Files that a login may not have: a Form that needs one of these has nothing to say then.
+_MAY_LACK = frozenset({"key", *_NAMED, "bundle"})
+
+
+def words(home: Home, profile: Profile, login: databases.Login, at: Address, *, given: bool = False) -> dict[str, str]:
+    """The values that a Form is filled in with, for a login that is used at an address.
+
+    Args:
+        home, profile: the user's.
+        login: to the database. at: where its clients connect.
+        given: whether its files are the user's own (`--cert`), under whatever names.
+    """
     destination, credentials = login.destination, login.credentials
-    folder, name = credentials.certificate.parent, destination.name
     return {
         "host": at.host,
         "port": str(at.port),
@@ -35,6 +48,13 @@ def words(home: Home, profile: Profile, login: databases.Login, at: Address) -> 
         "database": destination.database,
         "cas": str(home.keys(profile).cas),
         "certificate": str(credentials.certificate),
+        **(_given(credentials) if given else _own(credentials, destination.name)),
+    }
+
+
+def _own(credentials: Credentials, name: str) -> dict[str, str]:
+    folder = credentials.certificate.parent
+    return {
         "key": str(credentials.key),
         "named_certificate": str(folder / f"{name}-x509.pem"),
         "named_key": str(folder / f"{name}.key"),
@@ -42,11 +62,33 @@ def words(home: Home, profile: Profile, login: databases.Login, at: Address) -> 
     }
 
 
+def _given(credentials: Credentials) -> dict[str, str]:
+    """What is known of somebody else's files; "" is what they are not, or do not hold."""
+    certificate, key = credentials.certificate, credentials.key
+    if certificate == key:
+        whole = str(certificate) if _holds_key(certificate) else ""
+        return {"key": whole, "named_certificate": "", "named_key": "", "bundle": whole}
+    named = key.suffix in (".pem", ".key")
+    parts = {"named_certificate": str(certificate), "named_key": str(key)} if named else dict.fromkeys(_NAMED, "")
+    return {"key": str(key), "bundle": "", **parts}
+
+
+def _holds_key(path: Path) -> bool:
+    with path.open("rb") as file:
+        return b"PRIVATE KEY-----" in file.read(MAX_FILE)
+
+
+def usable(forms: Iterable[Form], found: Mapping[str, str]) -> list[Form]:
+    """The forms for which no file is missing."""
+    return [form for form in forms if all(found[name] for name in needed(form.text) if name in _MAY_LACK)]
+
+
 def filled(form: Form, found: Mapping[str, str]) -> str:
     """A form with its values; what the login leaves to the client is written in capitals."""
-    known = {name: value or name.upper() for name, value in found.items()}
-    quoted = {name: value if name == "address" else form.quote(value) for name, value in known.items()}
-    text = form.text.format(**quoted)
+    spared = set(optional(form.text))
+    known = {name: value or ("" if name in spared else name.upper()) for name, value in found.items()}
+    quoted = {name: form.quote(value) if value and name != "address" else value for name, value in known.items()}
+    text = fill(form.text, quoted)
     return f"{form.program} {_in_double_quotes(text)}" if form.program else text
 
 
@@ -58,14 +100,28 @@ def environment(home: Home, profile: Profile, name: str) -> dict[str, str]:
     """`tsh db env`: the variables by which programs reach a database straight at the proxy.
 
     Raises:
-        Failure: not logged in to it, or its protocol has none.
+        Failure: not logged in to it, its protocol has none, or its programs are not served without a local proxy.
     """
     login, protocol = _login(home, profile, name)
-    found = words(home, profile, login, _straight(profile))
-    pairs = {variable: text.format(**found) for variable, text in protocol.ways.environment}
-    if not pairs:
-        raise Failure(f"programs for {protocol.title} take no such settings from the environment")
+    if not protocol.ways.environment:
+        others = _else(protocol, name)
+        raise Failure(f"programs for {protocol.title} take no such settings from the environment: {others}")
+    found = words(home, profile, login, _straight(profile, protocol, name))
+    pairs = {variable: fill(text, found) for variable, text in protocol.ways.environment}
     return {variable: value for variable, value in pairs.items() if value}
+
+
+def offered(command: str) -> list[tuple[str, str]]:
+    """What `tsh db env` or `tsh db config` has for each protocol, for their help."""
+    rows = []
+    for protocol in TABLE.values():
+        settings, found = protocol.ways.settings, ""
+        if command == "env":
+            found = ", ".join(variable for variable, _ in protocol.ways.environment)
+        elif settings is not None:
+            found = f"~/{settings.file}, used as: {fill(settings.use, {'service': 'NAME'})}"
+        rows.append((protocol.title, found or "there is none, use tsh proxy db"))
+    return rows
 
 
 def exports(pairs: Mapping[str, str], output: str = "text") -> str:
@@ -99,20 +155,22 @@ def entry(home: Home, profile: Profile, name: str, service: str = "", environ: M
         environ: for `~`, and for a file that a variable names.
 
     Raises:
-        Failure: not logged in to it, its protocol has no such file, or a value cannot stand in one.
+        Failure: not logged in to it, its protocol has no such file, its programs are not served without a local
+            proxy, or a value cannot stand in one.
     """
     login, protocol = _login(home, profile, name)
     settings = protocol.ways.settings
     if settings is None:
-        raise Failure(f"programs for {protocol.title} read no settings file: use tsh proxy db or tsh db env")
+        raise Failure(f"programs for {protocol.title} read no settings file: {_else(protocol, name)}")
     service = _service(service or name)
-    found = words(home, profile, login, _straight(profile))
-    pairs = ((key, text.format(**found)) for key, text in settings.lines)
+    found = words(home, profile, login, _straight(profile, protocol, name))
+    values = {key: settings.quote(value) if value else "" for key, value in found.items()}
+    pairs = ((key, fill(text, values)) for key, text in settings.lines)
     lines = [f"{_MARK}database {name} of {profile.cluster}", *(f"{key}={value}" for key, value in pairs if value)]
     if any(not line.isprintable() for line in lines):
         raise Failure(f"a path or name with control characters cannot stand in {settings.file}")
-    section = settings.section.format(service=service)
-    return Entry(_file(settings, environ), section, tuple(lines), settings.use.format(service=service))
+    section = fill(settings.section, {"service": service})
+    return Entry(_file(settings, environ), section, tuple(lines), fill(settings.use, {"service": service}))
 
 
 def _service(service: str) -> str:
@@ -145,9 +203,24 @@ def _login(home: Home, profile: Profile, name: str) -> tuple[databases.Login, De
     return login, databases.protocol_of(login.destination)
 
 
-def _straight(profile: Profile) -> Address:
-    """The proxy's port under the name that its certificate is checked for."""
-    return Address(profile.server_name, profile.proxy.port)
+def _straight(profile: Profile, protocol: Description, name: str) -> Address:
+    """The proxy's port under the name that its certificate is checked for; raises Failure if it has none for these."""
+    if not protocol.routing.greets:
+        return Address(profile.server_name, profile.proxy.port)
+    port = profile.database_ports.get(protocol.listen_key)
+    if port is None:
+        raise Failure(
+            f"{profile.proxy} has no port that greets {protocol.title} clients: use tsh proxy db {name}, or ask for "
+            f"{protocol.listen_key} and then log in again"
+        )
+    return Address(profile.server_name, port)
+
+
+def _else(protocol: Description, name: str) -> str:
+    """The commands that lead to a database where another has nothing for its protocol."""
+    others = ["tsh proxy db", *(["tsh db env"] if protocol.ways.environment else [])]
+    others += ["tsh db config"] if protocol.ways.settings is not None else []
+    return "use " + " or ".join(f"{command} {name}" for command in others)
 
 
 def _file(settings: Settings, environ: Mapping[str, str]) -> Path:

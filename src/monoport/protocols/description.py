@@ -15,16 +15,19 @@ from monoport.wire.front import Front
 class Shell:
     """How tsh opens a protocol's command-line client: words with {host}, {port}, {user}, {database} to fill in.
 
-    A word for which there is nothing to fill in is left out.
+    A part in [square brackets] is left out where a value in it is empty, and so is a whole word in which one is empty
+    outside of brackets.
     """
 
     program: str
     arguments: tuple[str, ...]
     environment: tuple[tuple[str, str], ...] = ()
     install: str = ""  # what to tell a user who has not got it
-    escaped: str = ""  # characters that take a backslash before them where a name is filled in
+    quote: Callable[[str], str] = str  # makes a value safe inside a word
     others: tuple[str, ...] = ()  # programs that take the same words, where the first is not installed
-    socket: str = ""  # file name of a Unix socket in the folder that {host} then is, "" if the client knows none
+    # File name of a Unix socket, "" if clients know none; {socket} is then its path, {host} the folder that it is in.
+    socket: str = ""
+    socket_ending: str = ""  # of every socket's name, where clients tell a socket from a host by it
 
     @property
     def socket_by_port(self) -> bool:
@@ -40,7 +43,7 @@ class Form:
         label: the program or format.
         text: with {host}, {port}, {address} (both, as in a URI), {user}, {database}, and paths to fill in: {cas},
             {certificate} and {key}; {named_certificate} and {named_key}, whose names end in .pem and .key; {bundle},
-            certificate and key in one file.
+            certificate and key in one file. A part in [square brackets] is left out where a value in it is empty.
         quote: makes a value safe inside the text; an {address} needs it not.
         program: if the text is the one argument of a program, its name.
     """
@@ -59,7 +62,7 @@ class Settings:
         file: its path under `$HOME`. variable: of the environment, which may name another file; "" if there is none.
         section: the section's name, made of {service}.
         lines: key and value of each line, filled in as those of a Form; one whose value stays empty is left out.
-        use: how a section is used, with {service}.
+        use: how a section is used, with {service}. quote: makes a value safe in a line.
     """
 
     file: str
@@ -67,6 +70,7 @@ class Settings:
     section: str
     lines: tuple[tuple[str, str], ...]
     use: str
+    quote: Callable[[str], str] = str
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,8 +9,8 @@ from monoport.wire.mongodb.front import MongoFront
 
 _PERCENT = partial(quote, safe="")
 # Drivers take a connection string for a list of servers to look for others by, unless it says that this is the one.
-_LENT = "mongodb://{address}/{database}?directConnection=true"
-_SOCKET = "mongodb://{host}/{database}?directConnection=true"
+_LENT = "mongodb://{address}/[{database}]?directConnection=true"
+_SOCKET = "mongodb://{host}/[{database}]?directConnection=true"
 _OWN = f"{_LENT}&tls=true&tlsCAFile={{cas}}&tlsCertificateKeyFile={{bundle}}"
 
 PROTOCOL = Description(
@@ -21,8 +21,11 @@ PROTOCOL = Description(
     engine="monoport.agents.database.mongodb",
     shell=Shell(
         program="mongosh",
-        arguments=("mongodb://{host}:{port}/{database}?directConnection=true",),
+        arguments=("mongodb://{socket}/[{database}]?directConnection=true",),
         install="npm install --global mongosh",
+        quote=_PERCENT,
+        socket="mongodb.sock",
+        socket_ending=".sock",
     ),
     ways=Ways(
         lent=(Form("mongosh", _LENT, _PERCENT, "mongosh"), Form("URI", _LENT, _PERCENT)),

@@ -7,23 +7,36 @@ from urllib.parse import quote
 from monoport.protocols.description import Description, Form, Settings, Shell, Ways
 from monoport.routing.rows import DatabaseRule
 from monoport.wire.mysql.front import MysqlFront
+from monoport.wire.mysql.optionfile import quoted
 
 _PERCENT = partial(quote, safe="")
+_TCP = "--protocol=tcp --host={host} --port={port} --user={user}"  # localhost means the Unix socket otherwise
+# Said in full: a `host` or `protocol` in the user's own ~/.my.cnf would lead elsewhere.
+_UNIX = "--host=localhost --protocol=socket --socket="
 _FILES = "--ssl-ca={cas} --ssl-cert={certificate} --ssl-key={key}"
+_FIELDS = "host {host}, port {port}, user {user}[, database {database}], no password"
+_TLS = "TLS with the server's name verified: CA {cas}, certificate {certificate}, key {key}"
 
 _WAYS = Ways(
     lent=(
-        Form("mariadb", "mariadb --host={host} --port={port} --user={user} {database}", shlex.quote),
-        Form("URI", "mysql://{user}@{address}/{database}", _PERCENT),
-        Form("JDBC", "jdbc:mariadb://{address}/{database}?user={user}&sslMode=disable", _PERCENT),
+        Form("mariadb", f"mariadb {_TCP} --skip-ssl[ {{database}}]", shlex.quote),
+        Form("mysql", f"mysql {_TCP} --ssl-mode=DISABLED[ {{database}}]", shlex.quote),
+        Form("URI", "mysql://{user}@{address}/[{database}]", _PERCENT),
+        Form("JDBC", "jdbc:mariadb://{address}/[{database}]?user={user}&sslMode=disable", _PERCENT),
+        Form("GUI", f"{_FIELDS}, no TLS"),
     ),
     socket=(
-        Form("mariadb", "mariadb --socket={host} --user={user} {database}", shlex.quote),
-        Form("URI", "mysql://{user}@localhost/{database}?unix_socket={host}", _PERCENT),
+        Form("mariadb", f"mariadb {_UNIX}{{host}} --user={{user}}[ {{database}}]", shlex.quote),
+        Form("mysql", f"mysql {_UNIX}{{host}} --user={{user}}[ {{database}}]", shlex.quote),
+        Form("URI", "mysql://{user}@localhost/[{database}]?unix_socket={host}", _PERCENT),
     ),
     own=(
-        Form("mariadb", f"mariadb --host={{host}} --port={{port}} --user={{user}} {_FILES} {{database}}", shlex.quote),
-        Form("mysql", f"mysql --host={{host}} --port={{port}} --user={{user}} {_FILES} {{database}}", shlex.quote),
+        Form("mariadb", f"mariadb {_TCP} --ssl-verify-server-cert {_FILES}[ {{database}}]", shlex.quote),
+        Form("mysql", f"mysql {_TCP} --ssl-mode=VERIFY_IDENTITY {_FILES}[ {{database}}]", shlex.quote),
+        Form(
+            "GUI",
+            f"{_FIELDS}, {_TLS}",
+        ),
     ),
     settings=Settings(
         file=".my.cnf",
@@ -32,6 +45,7 @@ _WAYS = Ways(
         lines=(
             ("host", "{host}"),
             ("port", "{port}"),
+            ("protocol", "tcp"),  # localhost means the Unix socket otherwise
             ("user", "{user}"),
             ("loose-database", "{database}"),  # programs other than the shell know no such option
             ("ssl-ca", "{cas}"),
@@ -41,6 +55,7 @@ _WAYS = Ways(
             ("loose-ssl-mode", "VERIFY_IDENTITY"),  # and MySQL's
         ),
         use="mariadb --defaults-group-suffix=_{service}",
+        quote=quoted,
     ),
 )
 
@@ -53,7 +68,7 @@ PROTOCOL = Description(
     shell=Shell(
         program="mariadb",
         others=("mysql",),
-        arguments=("--socket={host}/mysql.sock", "--user={user}", "--database={database}"),
+        arguments=(*f"{_UNIX}{{socket}}".split(), "--user={user}", "--database={database}"),
         install="apt-get install mariadb-client",
         socket="mysql.sock",
     ),

@@ -15,6 +15,7 @@ _WORDS = "host={host} port={port} user={user} dbname={database}"
 _FILES = "sslrootcert={cas} sslcert={certificate} sslkey={key}"
 # JDBC's driver takes a key as PEM where its file's name ends so, and asks which kind it is.
 _JDBC_FILES = "sslrootcert={cas}&sslcert={named_certificate}&sslkey={named_key}&pemKeyAlgorithm=EC"
+_FIELDS = "host {host}, port {port}, user {user}, database {database}, no password"
 _JDBC = "jdbc:postgresql://{address}/{database}?user={user}"
 
 _WAYS = Ways(
@@ -22,6 +23,7 @@ _WAYS = Ways(
         Form("psql", f"{_WORDS} sslmode=disable", quoted, "psql"),
         Form("URI", "postgresql://{user}@{address}/{database}?sslmode=disable", _PERCENT),
         Form("JDBC", f"{_JDBC}&sslmode=disable", _PERCENT),
+        Form("GUI", f"{_FIELDS}, SSL mode disable"),
     ),
     socket=(
         Form("psql", _WORDS, quoted, "psql"),
@@ -35,6 +37,7 @@ _WAYS = Ways(
             _PERCENT,
         ),
         Form("JDBC", f"{_JDBC}&sslmode=verify-full&{_JDBC_FILES}", _PERCENT),
+        Form("GUI", f"{_FIELDS}, SSL mode verify-full: root {{cas}}, certificate {{certificate}}, key {{key}}"),
     ),
     environment=(
         ("PGHOST", "{host}"),
@@ -82,9 +85,9 @@ PROTOCOL = Description(
     engine="monoport.agents.database.postgres",
     shell=Shell(
         program="psql",
-        arguments=("host='{host}' port={port} user='{user}' dbname='{database}' sslmode=disable",),
+        arguments=(f"{_WORDS} sslmode=disable",),
         install="apt-get install postgresql-client",
-        escaped="\\'",
+        quote=quoted,
         socket=".s.PGSQL.{port}",
     ),
     ways=_WAYS,

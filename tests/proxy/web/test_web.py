@@ -68,6 +68,21 @@ class TestFind:
         assert {"a.example", "b.example", "main", "localhost", "127.0.0.1", "[::1]"} == made.hosts
         assert not made.certificate
 
+    @pytest.mark.parametrize(
+        ("lines", "at"),
+        [
+            ("", ""),
+            (", mysql_on_silence: 1s", "a.example:1"),
+            (", mysql_listen_addr: ':3036'", "0.0.0.0:3036"),
+            (", mysql_on_silence: 1s, mysql_listen_addr: ':3036'", "0.0.0.0:3036"),
+        ],
+    )
+    def test_says_where_clients_are_greeted(self, lines: str, at: str) -> None:
+        text = f"version: v3\nproxy_service: {{enabled: yes, public_addr: [a.example:1, b.example:2]{lines}}}"
+        made = site(parse(text, "c.yaml"), "main", lambda: (PIN,))
+        assert made.describe()["proxy"]["db"]["mysql_listen_addr"] == at
+        assert made.describe()["proxy"]["db"]["mongo_listen_addr"] == ""
+
 
 async def test_cas(world: World) -> None:
     assert (await world.ask("GET", "/webapi/cas")).json() == CAS.to_json()

@@ -21,7 +21,8 @@ class Site:
     """One proxy as its clients see it.
 
     cluster: the cluster's name. addresses: the public ones, canonical first. listeners: key of the configuration ->
-    where it listens. certificate: whether `https_keypairs` shows browsers a certificate of the user's own choice.
+    where such clients are served: there it listens, or, for those that the one port greets, the public address.
+    certificate: whether `https_keypairs` shows browsers a certificate of the user's own choice.
     pins: gives the pins of the cluster's CA as they are now.
     """
 
@@ -78,6 +79,9 @@ def site(config: Config, cluster: str, pins: Callable[[], tuple[str, ...]]) -> S
     databases = (one.listen_key for one in protocols.TABLE.values() if one.listen_key)
     keys = ("web_listen_addr", "listen_addr", "tunnel_listen_addr", *databases)
     listeners = {key: str(value) for key in keys if (value := getattr(proxy, key)) is not None}
+    if proxy.mysql_on_silence is not None:  # who has no port of their own that greets them comes to the one port
+        greeted = (one.listen_key for one in protocols.TABLE.values() if one.routing.greets and one.listen_key)
+        listeners = {key: str(proxy.public_addr[0]) for key in greeted} | listeners
     return Site(cluster, proxy.public_addr, listeners, bool(proxy.https_keypairs), pins)
 
 
