@@ -26,6 +26,7 @@ MAX_DEPTH: Final = 4  # of objects and lists in each other
 T = TypeVar("T")
 
 _dumps: Final = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
+_KEYS: Final = {"id", "time", "type", "fields"}
 _TYPE: Final = re.compile(r"[a-z0-9_]+(?:\.[a-z0-9_]+){1,3}", re.ASCII)
 _ID: Final = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}", re.ASCII)
 
@@ -130,11 +131,15 @@ def from_json(document: object) -> Event:
     Raises:
         EventError: if it has another shape or its id or type is malformed.
     """
-    match document:
-        case {"id": str(identifier), "time": str(time), "type": str(type_), "fields": dict(fields), **rest} if not rest:
-            if _ID.fullmatch(identifier) and _TYPE.fullmatch(type_) and all(isinstance(name, str) for name in fields):
-                return Event(identifier, _instant(time), type_, fields)
-    raise EventError("not an audit event")
+    if not isinstance(document, dict) or document.keys() != _KEYS:
+        raise EventError("not an audit event")
+    identifier, time, type_, fields = document["id"], document["time"], document["type"], document["fields"]
+    texts = isinstance(identifier, str) and isinstance(time, str) and isinstance(type_, str)
+    if not texts or not isinstance(fields, dict) or not all(isinstance(name, str) for name in fields):
+        raise EventError("not an audit event")
+    if not _ID.fullmatch(identifier) or not _TYPE.fullmatch(type_):
+        raise EventError("not an audit event")
+    return Event(identifier, _instant(time), type_, fields)
 
 
 def encode(event: Event) -> bytes:
