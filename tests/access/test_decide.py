@@ -306,16 +306,77 @@ def test_a_narrowed_certificate_reaches_only_what_it_names(make, changes, permit
 
 
 def test_listings_show_what_labels_allow_whatever_the_login(make):
-    roles = make.roles(
-        dev={"allow": {"logins": ["nobody"], "node_labels": {"env": "dev"}, "db_labels": {"env": "dev"}}}
-    )
+    labels = {"node_labels": {"env": "dev"}, "db_labels": {"env": "dev"}}
+    roles = make.roles(dev={"allow": {"logins": ["nobody"], "db_users": ["nobody"], **labels}})
     for resource in (make.node({"env": "dev"}), make.database({"env": "dev"})):
         assert visible(make.user(), resource, roles, (), make.now)
         assert not visible(make.user(), resource, roles, (make.lock(user="alice"),), make.now)
     for resource in (make.node({"env": "prod"}), make.database({"env": "prod"})):
         assert not visible(make.user(), resource, roles, (), make.now)
-    narrowed = make.user(destination=Destination("db", "orders", "postgres", "reader"))
-    assert visible(narrowed, make.database({"env": "dev"}), roles, (), make.now)
+
+
+USERS = "{{internal.db_users}}"
+
+
+@pytest.mark.parametrize(
+    ("allow", "deny", "shown"),
+    [
+        ([], [], False),
+        (["reader"], [], True),
+        (["reader"], ["writer"], True),
+        (["reader"], ["reader"], False),
+        (["reader", "writer"], ["reader"], True),
+        (["reader", "writer"], ["writer", "reader"], False),
+        (["reader"], ["*"], False),
+        (["*"], [], True),
+        (["*"], ["reader", USERS], True),
+        (["*"], ["*"], False),
+        ([USERS], [], True),
+        ([USERS], ["reader"], False),
+        ([USERS], [USERS], False),
+        (["{{external.nothing}}"], [], False),
+        (["{{external.nothing}}", "reader"], [], True),
+        (["*"], ["{{external.nothing}}"], False),
+        (["reader"], ["{{external.nothing}}"], False),
+    ],
+)
+def test_listings_show_databases_of_which_a_user_is_left(make, allow, deny, shown):
+    roles = make.roles(dev={"allow": {"db_labels": "*", "db_users": allow}}, no={"deny": {"db_users": deny}})
+    assert visible(make.user(roles=("dev", "no")), make.database(), roles, (), make.now) is shown
+
+
+def test_listings_count_database_users_of_roles_that_allow_the_labels(make):
+    roles = make.roles(
+        labels={"allow": {"db_labels": {"env": "dev"}}},
+        users={"allow": {"db_labels": {"env": "prod"}, "db_users": ["*"]}},
+    )
+    both = make.user(roles=("labels", "users"))
+    assert visible(both, make.database({"env": "prod"}), roles, (), make.now)
+    assert not visible(both, make.database({"env": "dev"}), roles, (), make.now), "its users are another role's"
+
+
+@pytest.mark.parametrize(("user", "shown"), [("reader", True), ("owner", False), ("writer", False), ("", True)])
+def test_listings_for_a_narrowed_certificate_ask_for_its_database_user(make, user, shown):
+    roles = make.roles(
+        dev={"allow": {"db_labels": "*", "db_users": ["reader", "writer"]}, "deny": {"db_users": ["writer"]}}
+    )
+    narrowed = make.user(destination=Destination("db", "orders", "postgres", user))
+    assert visible(narrowed, make.database(), roles, (), make.now) is shown
+
+
+patterns = st.lists(
+    st.sampled_from(["a", "b", "*", USERS, "{{external.none}}", "svc-{{internal.db_users}}"]), max_size=3
+)
+
+
+@given(patterns, patterns, st.lists(st.sampled_from(["a", "b", "*"]), max_size=2))
+def test_a_listing_shows_a_database_just_if_some_login_would_be_permitted(make, allow, deny, values):
+    roles = make.roles(dev={"allow": {"db_labels": "*", "db_users": allow}, "deny": {"db_users": deny}})
+    identity = make.user(traits={"db_users": tuple(values)})
+    logins = (DatabaseLogin(user, None) for user in ("a", "b", "*", "svc-a", "svc-b", "svc-*", "anybody"))
+    answers = [authorize(identity, make.database(), login, roles, (), make.now) for login in logins]
+    expected = any(isinstance(answer, Permit) for answer in answers)
+    assert visible(identity, make.database(), roles, (), make.now) is expected
 
 
 # --- verbs

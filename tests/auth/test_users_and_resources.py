@@ -159,7 +159,9 @@ async def test_presets_come_once(world):
 
 
 async def test_users_see_only_what_is_in_reach(world, make_role, make_node, make_database):
-    await world.put(make_role("dev", {"node_labels": {"env": "dev"}, "logins": ["x"], "db_labels": {"env": "dev"}}))
+    labels = {"node_labels": {"env": "dev"}, "db_labels": {"env": "dev"}}
+    await world.put(make_role("dev", {"logins": ["x"], "db_users": ["x"], **labels}))
+    await world.put(make_role("nobody", labels))
     for index, env in enumerate(("dev", "prod")):
         host = await world.joined("node", f"h{index}", [env])
         await world.auth.service.heartbeat(host, make_node(f"h{index}", env, env=env))
@@ -168,6 +170,9 @@ async def test_users_see_only_what_is_in_reach(world, make_role, make_node, make
     dev = world.user(roles=("dev",))
     assert [one.spec.hostname for one in await world.auth.administration.list(dev, "node")] == ["dev"]
     assert [one.name for one in await world.auth.administration.list(dev, "db")] == ["dev"]
+    nobody = world.user(roles=("nobody",))
+    assert [one.spec.hostname for one in await world.auth.administration.list(nobody, "node")] == ["dev"]
+    assert await world.auth.administration.list(nobody, "db") == (), "no database user of it is allowed"
     assert (await world.auth.administration.get(dev, "node", "dev")).name == "h0"
     with pytest.raises(NotFound):
         await world.auth.administration.get(dev, "node", "prod")

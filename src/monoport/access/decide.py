@@ -17,7 +17,7 @@ from monoport.access.forwarding import Forwarding, Verdict, verdicts
 from monoport.access.locks import lock_for
 from monoport.access.question import Action, DatabaseLogin, Question, Ssh, ask_database, ask_node
 from monoport.access.resources import Database, Lock, Node, Recording, Role
-from monoport.access.roles import rule_matches
+from monoport.access.roles import any_name_left, rule_matches
 
 __all__ = [
     "Action",
@@ -155,9 +155,22 @@ def authorize(  # noqa: PLR0917  the order of its name: who, what, how, by which
 def visible(
     identity: Identity, resource: Node | Database, roles: Mapping[str, Role], locks: Iterable[Lock], now: datetime
 ) -> bool:
-    """Tell whether a listing may show `resource`: its labels are allowed and not denied, whatever the login or user."""
-    question = ask_node(resource, None) if isinstance(resource, Node) else ask_database(resource, None)
-    return isinstance(_decide(identity, question, roles, tuple(locks), now), _Grant)
+    """Tell whether a listing may show `resource`.
+
+    A node is shown if its labels are allowed and not denied, whatever the login. Of a database, besides, some database
+    user must be left: one that a role which allows its labels names, and no role denies.
+    """
+    locks = tuple(locks)
+    if isinstance(resource, Node):
+        return isinstance(_decide(identity, ask_node(resource, None), roles, locks, now), _Grant)
+    only = identity.destination.user if identity.destination is not None else ""
+    action = DatabaseLogin(only, None) if only else None
+    answer = _decide(identity, ask_database(resource, action), roles, locks, now)
+    if isinstance(answer, Denied) or only:
+        return isinstance(answer, _Grant)
+    allow = (pattern for role in answer.roles for pattern in role.spec.allow.db_users)
+    deny = (pattern for name in identity.roles for pattern in roles[name].spec.deny.db_users)
+    return any_name_left(allow, deny, identity.traits)
 
 
 def authorize_verb(  # noqa: PLR0917  in the order of authorize

@@ -9,6 +9,7 @@ In `deny` doubt goes the other way: a template that has no value, or the value '
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 from typing import Final
@@ -53,6 +54,31 @@ def _unsure(pattern: str, traits: Traits) -> bool:
     assert template is not None
     values = traits.get(template["trait"], ())
     return not values or ANY in values
+
+
+def any_name_left(allow: Iterable[str], deny: Iterable[str], traits: Traits) -> bool:
+    """Tell whether there is a name that `allow` matches and `deny` does not, by the rules of matching_name.
+
+    Args:
+        allow: as roles list them. deny: likewise, what is taken away.
+        traits: of the identity, for templates.
+    """
+    allow, deny = tuple(allow), tuple(deny)
+    if any(_denies_every(pattern, traits) for pattern in deny):
+        return False
+    if ANY in allow:
+        return True  # what is left of deny are single names, and there are always others
+    names = itertools.chain.from_iterable(_values(pattern, traits) for pattern in allow)
+    return any(matching_name(deny, name, traits, deny=True) is None for name in names)
+
+
+def _values(pattern: str, traits: Traits) -> tuple[str, ...]:
+    values = expand(pattern, traits)
+    return (pattern,) if values is None else values
+
+
+def _denies_every(pattern: str, traits: Traits) -> bool:
+    return pattern == ANY if expand(pattern, traits) is None else _unsure(pattern, traits)
 
 
 def matching_labels(
