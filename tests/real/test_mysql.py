@@ -6,6 +6,7 @@ import json
 import os
 import shlex
 import signal
+import socket
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -35,11 +36,16 @@ def release() -> str:
 LENT = "`tsh proxy db -p PORT --tunnel my`"
 OWN_PORT = "straight to `mysql_listen_addr`, with its own TLS"
 SILENT = "straight to the one port, with its own TLS, where `mysql_on_silence` is set"
+BY_NAME = (
+    "straight to the one port, where `mysql_on_silence` is set, with the certificate of `tsh login`: the name says "
+    "which database"
+)
 WHO = "select concat(substring_index(current_user(), '@', 1), '/', database())"
 SETUP = """
 create database app; create database other;
 create user alice require subject '/O=example.com/OU=my/CN=alice'; grant all on app.* to alice;
 create user mallory require x509; grant all on *.* to mallory;
+create user reader; grant select on app.* to reader;
 """
 
 
@@ -138,6 +144,37 @@ def test_ctrl_c_in_mariadb_stops_the_statement(dba: Person, server: MariaDbServe
         os.killpg(process.pid, signal.SIGINT)
         seen, _ = process.communicate(timeout=20)
     assert server.sql(asleep) == "0\n", seen
+
+
+SUBJECT = "subject '/O=example.com/OU={}/CN={}'"
+
+
+def ask_who(person: Person, code: int) -> subprocess.CompletedProcess[str]:
+    words = ("--db-user=reader", "--db-name=app", "--", "-NB", "-e", WHO)
+    return person.tsh("db", "connect", "my", *words, code=code)
+
+
+@pytest.mark.parametrize("requires", ["x509", SUBJECT.format("my", "reader")])
+def test_the_real_server_takes_the_certificate_that_it_requires(
+    dba: Person, server: MariaDbServer, need: Callable[[str], str], requires: str
+) -> None:
+    need("mariadb")
+    server.sql(f"alter user reader require {requires}")
+    assert ask_who(dba, 0).stdout == "reader/app\n"
+
+
+@pytest.mark.parametrize("other", [("my", "alice"), ("orders", "reader")], ids=["user", "database"])
+def test_the_real_server_refuses_a_certificate_for_another_user_or_database(
+    dba: Person, server: MariaDbServer, need: Callable[[str], str], other: tuple[str, str]
+) -> None:
+    """The agent's certificate is for `reader` at `my`, whatever the account asks for: it is the server that refuses."""
+    need("mariadb")
+    server.sql(f"alter user reader require {SUBJECT.format(*other)}")
+    before = server.log_text()
+    said = ask_who(dba, 1).stderr
+    assert "ERROR 1045 (28000): Access denied for user 'reader'" in said
+    assert 'said database "my"; it was shown a certificate for OU=my, CN=reader: REQUIRE X509 or' in said
+    assert "reader" in server.log_text().removeprefix(before), "the server's own word, not ours"
 
 
 @pytest.mark.client(Client("mariadb", "mysql", "`tsh proxy db --tunnel my`, and the command that it prints", release))
@@ -261,18 +298,48 @@ def pymysql_conversation(client: Any) -> None:
     assert rows(client, "select 1") == [(1,)]
 
 
-@pytest.mark.client(Client("PyMySQL", "mysql", OWN_PORT, distribution("pymysql")))
-def test_pymysql_on_mysqls_port(cluster: Cluster, dba: Person) -> None:
-    paths = {f"ssl_{name}": path for name, path in files(dba).items()}
-    how: dict[str, Any] = {
-        "host": "localhost",
-        "port": cluster.mysql_port,
-        "user": "alice",
-        "ssl_verify_identity": True,
-    }
-    with closing(pymysql.connect(**how, **paths)) as client:
+def direct(person: Person, port: int) -> dict[str, Any]:
+    """The words with which drivers for Python go there by themselves: their own TLS, our name verified."""
+    paths = {f"ssl_{name}": path for name, path in files(person).items()}
+    return {"host": "localhost", "port": port, "user": "alice", "ssl_verify_identity": True, **paths}
+
+
+def pymysql_straight(person: Person, port: int) -> None:
+    with closing(pymysql.connect(**direct(person, port))) as client:
         assert "MariaDB" in client.server_version, "the real server's, which its agent has asked"
         pymysql_conversation(client)
+
+
+@pytest.mark.client(Client("PyMySQL", "mysql", OWN_PORT, distribution("pymysql")))
+def test_pymysql_on_mysqls_port(cluster: Cluster, dba: Person) -> None:
+    pymysql_straight(dba, cluster.mysql_port)
+
+
+@pytest.mark.client(Client("PyMySQL", "mysql", SILENT, distribution("pymysql")))
+def test_pymysql_on_the_one_port_when_it_is_silent(cluster: Cluster, dba: Person) -> None:
+    pymysql_straight(dba, cluster.port)
+
+
+@pytest.mark.client(Client("PyMySQL", "mysql", BY_NAME, distribution("pymysql")))
+def test_pymysql_by_the_name_of_the_database(cluster: Cluster, dba: Person, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing but `tsh login` before it: the certificate names no database, SNI inside MySQL's own TLS does."""
+    ask = socket.getaddrinfo
+
+    def answer(host: str | None, *words: Any, **more: Any) -> Any:
+        """As a DNS entry for `*.db.<public address>` would."""
+        return ask("127.0.0.1" if host == "my.db.localhost" else host, *words, **more)
+
+    monkeypatch.setattr(socket, "getaddrinfo", answer)
+    plain = f"{dba.home}/.tsh/keys/localhost/alice-x509.pem"
+    how = direct(dba, cluster.port) | {"host": "my.db.localhost", "ssl_cert": plain}
+    with closing(pymysql.connect(**how, database="app")) as client:
+        pymysql_conversation(client)
+
+
+def test_the_certificate_of_a_login_needs_a_name_that_says_which_database(cluster: Cluster, dba: Person) -> None:
+    plain = f"{dba.home}/.tsh/keys/localhost/alice-x509.pem"
+    with pytest.raises(pymysql.err.OperationalError, match="this certificate names no database"):
+        pymysql.connect(**direct(dba, cluster.port) | {"ssl_cert": plain})
 
 
 @pytest.mark.client(Client("MySQL Connector/Python", "mysql", LENT, distribution("mysql-connector-python")))
@@ -293,17 +360,19 @@ def connector_conversation(client: Any) -> None:
         client.cmd_change_user("mallory", "")
 
 
+def connector_straight(person: Person, port: int) -> None:
+    with closing(mysql.connector.connect(**direct(person, port))) as client:
+        connector_conversation(client)
+
+
 @pytest.mark.client(Client("MySQL Connector/Python", "mysql", OWN_PORT, distribution("mysql-connector-python")))
 def test_connector_python_on_mysqls_port(cluster: Cluster, dba: Person) -> None:
-    paths = {f"ssl_{name}": path for name, path in files(dba).items()}
-    how: dict[str, Any] = {
-        "host": "localhost",
-        "port": cluster.mysql_port,
-        "user": "alice",
-        "ssl_verify_identity": True,
-    }
-    with closing(mysql.connector.connect(**how, **paths)) as client:
-        connector_conversation(client)
+    connector_straight(dba, cluster.mysql_port)
+
+
+@pytest.mark.client(Client("MySQL Connector/Python", "mysql", SILENT, distribution("mysql-connector-python")))
+def test_connector_python_on_the_one_port_when_it_is_silent(cluster: Cluster, dba: Person) -> None:
+    connector_straight(dba, cluster.port)
 
 
 def node_version() -> str:
@@ -327,6 +396,11 @@ def test_node_through_the_local_proxy(dba: Person, tunnel: int, need: Callable[[
 @pytest.mark.client(Client("mysql2 for Node.js", "mysql", OWN_PORT, node_version))
 def test_node_on_mysqls_port(cluster: Cluster, dba: Person, need: Callable[[str], str]) -> None:
     run_node(dba, need("node"), host="localhost", port=cluster.mysql_port, ssl=files(dba))
+
+
+@pytest.mark.client(Client("mysql2 for Node.js", "mysql", SILENT, node_version))
+def test_node_on_the_one_port_when_it_is_silent(cluster: Cluster, dba: Person, need: Callable[[str], str]) -> None:
+    run_node(dba, need("node"), host="localhost", port=cluster.port, ssl=files(dba))
 
 
 def test_a_database_that_is_down_and_one_that_is_unknown(dba: Person, need: Callable[[str], str]) -> None:

@@ -40,6 +40,7 @@ OPENING = 30.0  # seconds until the real server has let the user in: plug-ins ma
 STARTUP = 10.0  # seconds for the user's answer to the greeting, which the proxy has already read
 PROBE_USER = "monoport_health"  # needs no account: that the server answers its login at all is the proof
 ACCESS_DENIED = frozenset({1044, 1045, 1698})  # error codes of a login that the server understood and did not want
+UNPROVEN = frozenset({1045, 1698})  # those of them by which it was not convinced who logs in
 # What is asked of every server, whatever the client can do.
 NEEDED = Capability.PROTOCOL_41 | Capability.SECURE_CONNECTION | Capability.PLUGIN_AUTH | Capability.TRANSACTIONS
 
@@ -93,7 +94,7 @@ class Mysql:
             await client.write(_refusal(number, session, Why.PROTOCOL, str(problem)))
         except ServerRefusal as refused:
             log.warning("database refuses the login", code=refused.code, reason=str(refused))
-            said = f'{refused} (said database "{self._database.name}"{_hint(refused)})'
+            said = f'{refused} (said database "{self._database.name}"{self._hint(refused, session)})'
             await client.write(error(number, refused.code, refused.state, traced(said, session.connection)))
         except Unreachable as problem:
             log.warning("database cannot be used", reason=problem.detail)
@@ -136,6 +137,15 @@ class Mysql:
         return secure.greeting.version
 
     # the real server
+
+    def _hint(self, refused: ServerRefusal, session: Session) -> str:
+        """What the server was shown and did not take, for whoever makes its accounts."""
+        if refused.code not in UNPROVEN:
+            return ""
+        if self._database.password_file is not None:
+            return "; it was shown the password of its agent's password_file"
+        shown = f"OU={self._database.name}, CN={session.user}"
+        return f"; it was shown a certificate for {shown}: REQUIRE X509 or a REQUIRE SUBJECT with these takes it"
 
     @asynccontextmanager
     async def _connected(
@@ -300,13 +310,6 @@ class _Judge:
 
     def thread(self, number: int) -> int | None:
         return self._threads.real(self._session, number)
-
-
-def _hint(refused: ServerRefusal) -> str:
-    """What whoever runs the database can do about a refused login."""
-    if refused.code not in ACCESS_DENIED:
-        return ""
-    return "; its users are made with REQUIRE SUBJECT or REQUIRE X509, see docs/protocols/mysql.md"
 
 
 def _waits(tail: bytes) -> bool:
