@@ -18,7 +18,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
-from monoport import config
+from monoport import config, protocols
 from monoport.access.identity import from_ssh, from_x509
 from monoport.access.resources import parse_document
 from monoport.auth.local import LocalAuth
@@ -149,7 +149,9 @@ async def test_a_token_comes_with_a_configuration_that_the_daemon_reads(call, se
     assert read.teleport.ca_pin == service.pins
     assert read.teleport.join_params.token_name == text.split()[1]
     assert read.ssh_service.enabled
-    assert read.db_service.enabled
+    assert [one.protocol for one in read.db_service.databases] == [next(iter(protocols.TABLE))]
+    for protocol in protocols.TABLE.values():
+        assert f"{protocol.name} at localhost:{protocol.default_port}" in text or f"protocol: {protocol.name}" in text
 
 
 async def test_a_token_for_names_says_so_wherever_it_is_shown(call, tmp_path):
@@ -276,7 +278,14 @@ async def test_certificates_are_signed_for_keys_made_here(call, service, tmp_pat
     assert folder.stat().st_mode & 0o777 == 0o700
     prefix = tmp_path / "pg"
     out = await call("auth", "sign", "--format=db", "--host=db.internal,10.0.0.1", f"--out={prefix}", "--ttl=24h")
+    for protocol in protocols.TABLE.values():
+        assert f"\n{protocol.title}\n" in out
     assert f"ssl_ca_file = '{prefix}.cas'" in out
+    assert f"ssl-ca = {prefix}.cas" in out
+    assert "require subject '/O=example.com/OU=DATABASE/CN=NAME'" in out
+    assert f"CAFile: {prefix}.cas" in out
+    assert f"cat {prefix}.crt {prefix}.key > {prefix}.pem" in out
+    assert '{createUser: "CN=NAME", roles: [...]}' in out
     server = x509.load_pem_x509_certificate((tmp_path / "pg.crt").read_bytes())
     server.verify_directly_issued_by(x509.load_pem_x509_certificate(service.cas.db[0].encode()))
     assert (tmp_path / "pg.cas").read_text().strip() == service.cas.dbclient[0].strip()

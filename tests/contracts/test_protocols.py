@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from monoport import protocols
+from monoport.config.model import ProxyService
 from monoport.protocols.description import Description
 from monoport.routing.match import decide, match
 from monoport.routing.outcome import Answer, Ask, Kind, Refusal, Route, Trust
@@ -21,6 +23,10 @@ from monoport.wire.front import Cancel, Closed, Login, Secured, Send, StartTls, 
 from .ends import ends
 
 ROOT = Path(__file__).parents[2]
+SOURCE = ROOT / "src" / "monoport"
+# Where a protocol's name may stand: the configuration's keys are a contract, one ALPN name is reserved in any case, and
+# the demo starts real servers.
+NAMING = ("config/model.py", "routing/names.py", "daemon/demo/")
 PUBLIC = "proxy.example.com"
 FAR_TOO_MUCH = 1 << 20  # bytes; any opening is a few kilobytes
 
@@ -67,6 +73,47 @@ def test_it_is_documented(protocol: Description) -> None:
     assert page.startswith(f"# {protocol.title}\n"), f"none of {', '.join(page.name for page in pages)}"
     assert all(f"`{name}`" in page for name in protocol.alpn)
     assert f"`{protocol.name}`" in (ROOT / "docs" / "configuration.md").read_text()
+
+
+def test_its_keys_are_in_the_configuration(protocol: Description) -> None:
+    """The model spells them out, for they are a contract with whoever writes one; a description only names them."""
+    fields = ProxyService.model_fields
+    for key, value in ((protocol.listen_key, "127.0.0.1:9"), (protocol.silence_key, "1s")):
+        if key:
+            assert key in fields, f"config/model.py has no proxy_service.{key}"
+            assert getattr(ProxyService.model_validate({"enabled": True, key: value}), key) is not None
+    assert bool(protocol.silence_key) <= protocol.routing.greets
+
+
+def test_the_configuration_has_no_key_of_a_protocol_that_is_not_there() -> None:
+    own = {"web_listen_addr", "listen_addr", "tunnel_listen_addr"}
+    ends = ("_listen_addr", "_on_silence")
+    found = {key for key in ProxyService.model_fields if key.endswith(ends)}
+    named = {key for one in protocols.TABLE.values() for key in (one.listen_key, one.silence_key) if key}
+    assert found - own - {"kube_listen_addr"} == named
+
+
+def test_the_administrator_of_a_real_server_is_told_what_to_set(protocol: Description) -> None:
+    paths = {"certificate": "/s.crt", "key": "/s.key", "cas": "/s.cas", "bundle": "/s.pem", "cluster": "example.com"}
+    text = protocol.server.format(**paths)
+    assert text.endswith("\n")
+    assert all(paths[name] in text for name in ("certificate", "key", "cas"))
+
+
+def test_nothing_outside_of_its_own_files_names_it(protocol: Description) -> None:
+    """Program text, not words for people: a name of it as a value of its own, or one of its keys."""
+    words = {protocol.name, *protocol.aliases, *protocol.alpn, *protocol.direct_alpn}
+    words |= {key for key in (protocol.listen_key, protocol.silence_key) if key}
+    files = {path.relative_to(SOURCE).as_posix(): path for path in SOURCE.rglob("*.py")}
+    others = {name: path for name, path in files.items() if protocol.name not in name and not name.startswith(NAMING)}
+    elsewhere = [
+        (name, node.lineno, word)
+        for name, path in others.items()
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Constant | ast.Attribute)
+        and (word := node.value if isinstance(node, ast.Constant) else node.attr) in words
+    ]
+    assert not elsewhere
 
 
 @pytest.mark.parametrize("why", Why)

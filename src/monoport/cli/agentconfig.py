@@ -3,16 +3,25 @@
 Belongs here: this text. The keys are those of `monoport.config`, which reads it.
 """
 
+from monoport import protocols
 from monoport.auth.messages import MadeToken
 from monoport.cli.tables import printable
 from monoport.config import Config
 
+
+def _database() -> str:
+    """One database to begin with; a comment says what else there is."""
+    first, *others = protocols.TABLE.values()
+    more = ", ".join(f"{one.name} at localhost:{one.default_port}" for one in others)
+    return (
+        f"  - name: example\n    protocol: {first.name}{f'  # or {more}' if more else ''}\n"
+        f"    uri: localhost:{first.default_port}\n"
+    )
+
+
 _SECTIONS = {
     "node": "ssh_service:\n  enabled: yes\n",
-    "db": (
-        "db_service:\n  enabled: yes\n  databases:\n"
-        "  - name: example\n    protocol: postgres\n    uri: localhost:5432\n"
-    ),
+    "db": "db_service:\n  enabled: yes\n  databases:\n" + _database(),
     "proxy": "proxy_service:\n  enabled: yes\n  public_addr: ['proxy.example.com:443']\n",
 }
 

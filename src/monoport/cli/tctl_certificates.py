@@ -4,12 +4,14 @@ Belongs here: options and words of these commands. Keys are made here, on this m
 auth service.
 """
 
+import textwrap
 from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from pathlib import Path
 
 import click
 
+from monoport import protocols
 from monoport.auth import keys
 from monoport.auth.authorities import TrustedCas
 from monoport.auth.client import AuthClient
@@ -107,15 +109,19 @@ def _sign_database(beside: Beside, hosts: Sequence[str], prefix: Path, ttl: time
         return await client.sign_database_server(hosts, pair.public, ttl)
 
     signed = beside.ask(ask)
-    key, certificate, cas = (prefix.with_name(prefix.name + suffix) for suffix in (".key", ".crt", ".cas"))
+    key, certificate, cas, bundle = (
+        prefix.with_name(prefix.name + suffix) for suffix in (".key", ".crt", ".cas", ".pem")
+    )
     keys.write_private(key, pair.private)
     certificate.write_text(signed.certificate)
     cas.write_text(_lines(signed.cas.dbclient))
     click.echo(f"{certificate}, {key} and {cas} are written, good until {cell(signed.expires)}")
-    click.echo("postgresql.conf:  ssl = on")
-    for setting, path in (("ssl_cert_file", certificate), ("ssl_key_file", key), ("ssl_ca_file", cas)):
-        click.echo(f"                  {setting} = '{path.absolute()}'")
-    click.echo("pg_hba.conf:      hostssl all all all cert")
+    files = {"certificate": certificate, "key": key, "cas": cas, "bundle": bundle}
+    paths = {name: path.absolute() for name, path in files.items()}
+    for protocol in protocols.TABLE.values():
+        if protocol.server:
+            text = protocol.server.format(cluster=signed.cas.cluster, **paths)
+            click.echo(f"\n{protocol.title}\n{textwrap.indent(text, '  ')}", nl=False)
 
 
 @auth.command()

@@ -260,6 +260,11 @@ class ProxyService(Service):
     def _no_balancers(cls, value: Any) -> Any:
         return {} if not isinstance(value, dict) and values.says_off(value) else value
 
+    def on_silence(self) -> dict[str, float]:
+        """Which protocol the one port speaks to clients that say nothing, by name, and after how many seconds."""
+        keys = {one.name: one.silence_key for one in protocols.TABLE.values() if one.silence_key}
+        return {name: seconds for name, key in keys.items() if (seconds := getattr(self, key)) is not None}
+
 
 def _loopback(host: str) -> bool:
     try:

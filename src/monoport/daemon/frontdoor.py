@@ -195,8 +195,8 @@ def _greets(config: Config) -> dict[str, float]:
     service = config.proxy_service
     own = (one for one in protocols.TABLE.values() if one.routing.greets and one.listen_key)
     greets = {one.name: 0.0 for one in own if getattr(service, one.listen_key) is not None}
-    if service.mysql_on_silence is not None:
-        greets["web"] = service.mysql_on_silence
+    for seconds in service.on_silence().values():  # of one protocol at most
+        greets["web"] = seconds
     return greets
 
 

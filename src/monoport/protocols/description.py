@@ -106,6 +106,10 @@ class Description:
     needs_database: bool = True  # and a database
     passwords: bool = False  # its engine can prove itself by `password_file`, too
     listen_key: str = ""  # of `proxy_service`: a port of its own for clients that do not share the one port
+    silence_key: str = ""  # of `proxy_service`: seconds after which it greets silent clients of the one port
+    # Settings of a real server, for its administrator: lines with {certificate}, {key} and {cas}, files; {bundle}, a
+    # file to be made of the first two; {cluster}, its name.
+    server: str = ""
     aliases: tuple[str, ...] = ()  # further spellings of `name` that a configuration may use
 
     def __post_init__(self) -> None:
@@ -114,6 +118,8 @@ class Description:
             raise ValueError(f"protocol name {self.name!r} is not a lower-case identifier")
         if not self.alpn:
             raise ValueError(f"protocol {self.name} has no ALPN name of its own")
+        if self.silence_key and not self.routing.greets:
+            raise ValueError(f"protocol {self.name} names {self.silence_key}, but greets nobody")
 
     @property
     def name(self) -> str:

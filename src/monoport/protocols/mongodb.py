@@ -13,6 +13,18 @@ _LENT = "mongodb://{address}/[{database}]?directConnection=true"
 _SOCKET = "mongodb://{host}/[{database}]?directConnection=true"
 _OWN = f"{_LENT}&tls=true&tlsCAFile={{cas}}&tlsCertificateKeyFile={{bundle}}"
 
+_SERVER = """\
+mongod.conf:      net:
+                    tls:
+                      mode: requireTLS
+                      certificateKeyFile: {bundle}
+                      CAFile: {cas}
+                  setParameter:
+                    authenticationMechanisms: MONGODB-X509
+its one file:     cat {certificate} {key} > {bundle}
+each user:        db.getSiblingDB("$external").runCommand({{createUser: "CN=NAME", roles: [...]}})
+"""
+
 PROTOCOL = Description(
     routing=DatabaseRule(name="mongodb", alpn=("teleport-mongodb",), by_name=True),
     title="MongoDB",
@@ -35,5 +47,6 @@ PROTOCOL = Description(
     needs_database=False,
     passwords=True,
     listen_key="mongo_listen_addr",
+    server=_SERVER,
     aliases=("mongo",),
 )

@@ -59,6 +59,14 @@ _WAYS = Ways(
     ),
 )
 
+_SERVER = """\
+my.cnf:           [mysqld]
+                  ssl-cert = {certificate}
+                  ssl-key = {key}
+                  ssl-ca = {cas}
+each user:        create user NAME require subject '/O={cluster}/OU=DATABASE/CN=NAME';
+"""
+
 PROTOCOL = Description(
     routing=DatabaseRule(name="mysql", alpn=("teleport-mysql",), greets=True),
     title="MySQL",
@@ -76,5 +84,7 @@ PROTOCOL = Description(
     needs_database=False,
     passwords=True,
     listen_key="mysql_listen_addr",
+    silence_key="mysql_on_silence",
+    server=_SERVER,
     aliases=("mariadb",),
 )

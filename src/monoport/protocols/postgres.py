@@ -67,6 +67,14 @@ _WAYS = Ways(
     ),
 )
 
+_SERVER = """\
+postgresql.conf:  ssl = on
+                  ssl_cert_file = '{certificate}'
+                  ssl_key_file = '{key}'
+                  ssl_ca_file = '{cas}'
+pg_hba.conf:      hostssl all all all cert
+"""
+
 PROTOCOL = Description(
     routing=DatabaseRule(
         name="postgres",
@@ -93,5 +101,6 @@ PROTOCOL = Description(
     ways=_WAYS,
     passwords=True,
     listen_key="postgres_listen_addr",
+    server=_SERVER,
     aliases=("postgresql",),
 )

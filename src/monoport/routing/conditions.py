@@ -107,7 +107,8 @@ class OffersReserved:
         return "ALPN holds no such name"
 
     def __str__(self) -> str:
-        return f"any other ALPN {self.prefix or names.RESERVED_PREFIX}*" + ("" if self.prefix else ", postgresql")
+        besides = () if self.prefix else sorted(names.RESERVED_ALPN)
+        return ", ".join((f"any other ALPN {self.prefix or names.RESERVED_PREFIX}*", *besides))
 
 
 @dataclass(frozen=True, slots=True)

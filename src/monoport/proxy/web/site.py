@@ -23,7 +23,8 @@ class Site:
     cluster: the cluster's name. addresses: the public ones, canonical first. listeners: key of the configuration ->
     where such clients are served: there it listens, or, for those that the one port greets, the public address.
     certificate: whether `https_keypairs` shows browsers a certificate of the user's own choice.
-    pins: gives the pins of the cluster's CA as they are now.
+    pins: gives the pins of the cluster's CA as they are now. greets: protocols that the one port speaks to clients that
+    say nothing.
     """
 
     cluster: str
@@ -31,6 +32,7 @@ class Site:
     listeners: dict[str, str]
     certificate: bool
     pins: Callable[[], tuple[str, ...]]
+    greets: frozenset[str] = frozenset()
 
     @property
     def address(self) -> Address:
@@ -58,11 +60,7 @@ class Site:
                     "web_listen_addr": self.listeners.get("web_listen_addr", ""),
                     "public_addr": str(self.address),
                 },
-                "db": {
-                    "postgres_listen_addr": self.listeners.get("postgres_listen_addr", ""),
-                    "mysql_listen_addr": self.listeners.get("mysql_listen_addr", ""),
-                    "mongo_listen_addr": self.listeners.get("mongo_listen_addr", ""),
-                },
+                "db": {key: self.listeners.get(key, "") for key in _databases()},
             },
         }
 
@@ -76,13 +74,17 @@ def site(config: Config, cluster: str, pins: Callable[[], tuple[str, ...]]) -> S
         pins: gives the pins of the cluster's CA as they are now.
     """
     proxy = config.proxy_service
-    databases = (one.listen_key for one in protocols.TABLE.values() if one.listen_key)
-    keys = ("web_listen_addr", "listen_addr", "tunnel_listen_addr", *databases)
+    keys = ("web_listen_addr", "listen_addr", "tunnel_listen_addr", *_databases())
     listeners = {key: str(value) for key in keys if (value := getattr(proxy, key)) is not None}
-    if proxy.mysql_on_silence is not None:  # who has no port of their own that greets them comes to the one port
-        greeted = (one.listen_key for one in protocols.TABLE.values() if one.routing.greets and one.listen_key)
-        listeners = {key: str(proxy.public_addr[0]) for key in greeted} | listeners
-    return Site(cluster, proxy.public_addr, listeners, bool(proxy.https_keypairs), pins)
+    greets = frozenset(proxy.on_silence())
+    for name in greets:  # who has no port of their own that greets them comes to the one port
+        listeners.setdefault(protocols.TABLE[name].listen_key, str(proxy.public_addr[0]))
+    return Site(cluster, proxy.public_addr, listeners, bool(proxy.https_keypairs), pins, greets)
+
+
+def _databases() -> tuple[str, ...]:
+    """The keys of ports that database protocols have for themselves."""
+    return tuple(one.listen_key for one in protocols.TABLE.values() if one.listen_key)
 
 
 def is_ours(host: str, ours: frozenset[str], server_name: str | None) -> bool:
