@@ -13,7 +13,7 @@ from h2.connection import H2Connection
 from h2.errors import ErrorCodes
 from h2.events import ConnectionTerminated
 
-from monoport import __version__
+from monoport import __version__, protocols
 from monoport.auth.client import AuthError
 from monoport.config import Address, parse
 from monoport.net import memory
@@ -302,6 +302,31 @@ class TestPage:
         made = Site(hostile, (Address(hostile, 1),), {}, False, lambda: (hostile,))
         for page in (pages.home(made), pages.not_found(made, hostile)):
             assert "<script" not in page
+
+    async def test_names_every_program_that_tsh_opens(self, world: World) -> None:
+        lead = (await world.ask("GET", "/")).text().partition('class="lead"')[2].partition("</p>")[0]
+        programs = {protocol.shell.program for protocol in protocols.TABLE.values()}
+        assert set(re.findall(r"<code>(.+?)</code>", lead)) == {"ssh"} | programs
+
+    @pytest.mark.parametrize(
+        ("keys", "says"),
+        [
+            ("", "teleport-mysql, spoken by tsh"),
+            ("mysql_listen_addr: '[::]:3306'", "teleport-mysql, spoken by tsh; its own clients have port 3306"),
+            (
+                "mysql_on_silence: 1s",
+                "teleport-mysql, or nothing until the client is greeted, and then the server name NAME.db.a.example",
+            ),
+        ],
+    )
+    def test_says_of_each_protocol_what_this_port_does(self, keys: str, says: str) -> None:
+        text = f"version: v3\nproxy_service:\n  enabled: yes\n  public_addr: a.example:1\n  {keys}\n"
+        page = pages.home(site(parse(text, "c.yaml"), "main", lambda: (PIN,)))
+        rows = re.findall(r"<dt>(.+?)</dt><dd>(.+?)</dd>", page)
+        told = {title: re.sub("<.+?>", "", how) for title, how in rows}
+        assert told["MySQL"] == says
+        assert told["MongoDB"] == "teleport-mongodb, or the server name NAME.db.a.example"
+        assert told["PostgreSQL"] == "teleport-postgres or postgresql, or the server name NAME.db.a.example"
 
     def test_without_a_pin_yet(self) -> None:
         made = Site("example.com", (Address("example.com", 1),), {}, False, lambda: ())

@@ -8,6 +8,7 @@ from html import escape
 from urllib.parse import quote
 
 from monoport import __version__, protocols
+from monoport.protocols.description import Description
 from monoport.proxy.web.site import Site
 from monoport.proxy.web.style import STYLE
 
@@ -50,8 +51,7 @@ def home(site: Site) -> str:
 <div class="page hero">
 <h1>Everything in <em>{cluster}</em> is behind this one port.</h1>
 <p class="lead">This is an identity-aware access proxy. Servers and databases have no open ports of their own:
-sign in once, get a certificate that expires by itself, and use the <code>ssh</code> and
-<code>psql</code> you already know.</p>
+sign in once, get a certificate that expires by itself, and use the {_programs()} you already know.</p>
 </div>
 <div class="page"><ol class="steps">
 <li><div><h2>Get tsh</h2>
@@ -103,17 +103,35 @@ def _pin_note(site: Site) -> str:
 
 
 def _routes(site: Site) -> list[tuple[str, str]]:
-    host = escape(site.address.host)
     rows = [("SSH", "<code>teleport-proxy-ssh</code>, spoken by tsh for you and for plain <code>ssh</code>")]
     for protocol in protocols.TABLE.values():
         names = " or ".join(f"<code>{escape(alpn)}</code>" for alpn in (*protocol.alpn, *protocol.direct_alpn))
-        rows.append((escape(protocol.title), f"{names}, or the server name <code>NAME.db.{host}</code>"))
+        rows.append((escape(protocol.title), names + _besides(protocol, site)))
     return [
         *rows,
         ("Agents", "<code>teleport-reversetunnel</code>: nodes and databases dial out to here and listen nowhere"),
         ("Control plane", f"<code>teleport-auth@{escape(site.cluster)}</code>, passed through untouched"),
         ("This page", "<code>http/1.1</code>, for browsers and health checks"),
     ]
+
+
+def _besides(protocol: Description, site: Site) -> str:
+    """How a protocol's clients come to this port with no tsh in between, if they can."""
+    name = f"the server name <code>NAME.db.{escape(site.address.host)}</code>"
+    if not protocol.routing.greets:
+        return f", or {name}"
+    if protocol.name in site.greets:
+        return f", or nothing until the client is greeted, and then {name}"
+    port = site.listeners.get(protocol.listen_key, "").rpartition(":")[2]
+    return ", spoken by tsh" + (f"; its own clients have port <code>{escape(port)}</code>" if port else "")
+
+
+def _programs() -> str:
+    """The programs that people know and go on using."""
+    *most, last = [
+        f"<code>{escape(one)}</code>" for one in ("ssh", *(p.shell.program for p in protocols.TABLE.values()))
+    ]
+    return f"{', '.join(most)} and {last}"
 
 
 def _page(site: Site, title: str, body: str) -> str:
