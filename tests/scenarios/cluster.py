@@ -98,13 +98,13 @@ class Cluster:
 
     @classmethod
     @asynccontextmanager
-    async def running(cls, folder: Path) -> AsyncIterator[Cluster]:
-        """A cluster with its auth service and its proxy, and nobody else yet."""
+    async def running(cls, folder: Path, *, more: str = "") -> AsyncIterator[Cluster]:
+        """A cluster with its auth service and its proxy, and nobody else yet; `more`: keys of proxy_service."""
         config = parse(
             f"version: v3\n"
             f"teleport: {{data_dir: {folder}}}\n"
             f"auth_service: {{enabled: yes, cluster_name: {CLUSTER}}}\n"
-            f"proxy_service: {{enabled: yes, web_listen_addr: '127.0.0.1:0', public_addr: ['{PUBLIC}:443']}}\n",
+            f"proxy_service: {{enabled: yes, web_listen_addr: '127.0.0.1:0', public_addr: ['{PUBLIC}:443']{more}}}\n",
             "cluster.yaml",
         )
         async with AsyncExitStack() as stack:
@@ -124,10 +124,10 @@ class Cluster:
 
     # the one port
 
-    def connect(self) -> Stream:
-        """A TCP connection to the proxy's port, as far as anyone can tell."""
+    def connect(self, *, silent: bool = False) -> Stream:
+        """A TCP connection to the proxy's port, as far as anyone can tell; `silent`: it has waited to be greeted."""
         client, port = pair()
-        self.door.create_task(self._accept(port))
+        self.door.create_task(self._accept(port, silent))
         return client
 
     async def tls(
@@ -154,13 +154,14 @@ class Cluster:
             load_chain(context, user.certificates.certificate, user.key.private)
         return context
 
-    async def _accept(self, stream: Stream) -> None:
+    async def _accept(self, stream: Stream, silent: bool) -> None:
         loop = asyncio.get_running_loop()
         deadlines = Deadlines[Arrival](loop, PATIENCE, lambda arrival: arrival.late("progress", PATIENCE))
         source = ("192.0.2.7", next(self._sources))
         arrival = Arrival(f"c{source[1]}", stream, source, deadlines, deadlines)  # type: ignore[arg-type]
         try:
-            await arrival.more()
+            if not silent:
+                await arrival.more()
             await serve(arrival, self.proxy.front)
         except ConnectionError:
             stream.abort()

@@ -1,4 +1,4 @@
-"""A MongoDB server on loopback, as far as stories need it, and the messages of a client.
+"""Both ends of a MongoDB connection, as far as stories need them: a client over any stream, a server on loopback.
 
 Belongs here: their messages, read and written by PyMongo's own codec. Does not belong here: what is between the two.
 """
@@ -20,7 +20,7 @@ from cryptography.x509.oid import NameOID
 from monoport.auth import keys
 from monoport.net.sockets import SocketStream
 from monoport.net.stream import Stream
-from monoport.net.tls import serve_tls
+from monoport.net.tls import connect_tls, serve_tls
 
 from .cluster import Cluster
 
@@ -83,6 +83,35 @@ async def echo(stream: Stream, message: bytes, asked: Document) -> None:
     """Answer a command with its own name."""
     request = HEADER.unpack_from(message)[1]
     await stream.write(op_msg({"ran": next(iter(asked)), "ok": 1.0}, 1000 + request, response_to=request))
+
+
+class Mongo:
+    """A MongoDB client over a stream, as a driver is one: a hello, then commands."""
+
+    def __init__(self, stream: Stream) -> None:
+        self.stream = stream
+        self._requests = 0
+
+    async def encrypt(self, context: ssl.SSLContext, host: str) -> None:
+        """TLS at once: MongoDB has no request for it."""
+        self.stream = await connect_tls(self.stream, context, server_hostname=host)
+
+    async def hello(self, user: str) -> Document:
+        """What a driver opens with, who it wants to be in it."""
+        ahead = {"authenticate": 1, "mechanism": "MONGODB-X509", "user": f"CN={user}", "db": "$external"}
+        return await self.run({"hello": 1, "speculativeAuthenticate": ahead, "$db": "admin"})
+
+    async def run(self, command: Document) -> Document:
+        """Send a command and return the answer to it."""
+        self._requests += 1
+        await self.stream.write(op_msg(command, self._requests))
+        return await self.answer()
+
+    async def answer(self) -> Document:
+        """What comes next; it must answer the last request."""
+        message = await read_message(self.stream)
+        assert HEADER.unpack_from(message)[2] == self._requests
+        return document_of(message)
 
 
 class Server:
