@@ -97,12 +97,12 @@ def straight(request: pytest.FixtureRequest, cluster: Cluster) -> int:
     return cluster.mysql_port if request.param == "listen_addr" else cluster.port
 
 
-def files(person: Person) -> dict[str, str]:
-    """The paths of a login to the database `my`."""
+def files(person: Person, name: str = "my") -> dict[str, str]:
+    """The paths of a login to a database."""
     keys = person.home / ".tsh/keys/localhost"
     return {
         "ca": f"{keys}/certs.pem",
-        "cert": f"{keys}/alice-db/example.com/my-x509.pem",
+        "cert": f"{keys}/alice-db/example.com/{name}-x509.pem",
         "key": f"{keys}/alice",
     }
 
@@ -409,6 +409,34 @@ def test_a_database_that_is_down_and_one_that_is_unknown(dba: Person, need: Call
     assert 'database "mygone" is down or cannot be reached' in down.stderr
     refused = dba.tsh("db", "connect", "my", "--db-user=mallory", "--", "-e", "select 1", code=1)
     assert "mallory" in refused.stderr
+
+
+def test_the_next_agent_is_tried_when_one_is_down(cluster: Cluster, dba: Person, server: MariaDbServer) -> None:
+    """Two hosts of one join token serve the same database; either may be killed."""
+    service = (
+        "db_service:\n  enabled: yes\n  databases:\n"
+        f"    - {{name: mytwice, protocol: mysql, uri: 'localhost:{server.port}'}}\n"
+    )
+    token = cluster.token("db")
+    agents = [cluster.agent(name, "db", service, token=token) for name in ("my-one", "my-two")]
+    for each in agents:
+        each.start()
+
+    def hosts() -> int:
+        listed = json.loads(cluster.tctl("db", "ls", "--format=json").stdout)
+        return sum(row["name"] == "mytwice" for row in listed)
+
+    wait_until(lambda: hosts() == 2, 15, "both agents in tctl db ls")
+    dba.tsh("db", "login", "mytwice", "--db-user=reader", "--db-name=app")
+    server.sql("alter user reader require x509")
+    paths = {f"ssl_{name}": path for name, path in files(dba, "mytwice").items()}
+    how = direct(dba, cluster.mysql_port) | {"user": "reader", "database": "app"} | paths
+    for down in (0, 1):
+        agents[down].kill()
+        for _ in range(3):
+            with closing(pymysql.connect(**how)) as client:
+                assert rows(client, WHO) == [("reader/app",)]
+        agents[down].start()
 
 
 def test_statements_are_audited(cluster: Cluster, tunnel: int) -> None:

@@ -99,6 +99,16 @@ async def door(cluster: Cluster, server: FerretServer, tmp_path: Path) -> AsyncI
         yield made
 
 
+async def test_client_certificates_are_asked_for_once(door: Door) -> None:
+    """After the first connection none calls the auth service, for monitors and pools neither."""
+    user = door.world.cluster.user(destination=destination())
+    for _ in range(3):
+        async with door.client(user) as client:
+            await client.app.command("ping")
+    assert len(door.world.events("db.session.start")) > 3
+    assert door.world.auth.asked == ["alice"]
+
+
 async def test_reading_and_writing(door: Door) -> None:
     user = door.world.cluster.user(destination=destination())
     async with door.client(user) as client:

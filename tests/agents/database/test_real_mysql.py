@@ -131,6 +131,14 @@ def rows(client: Any, statement: str, *values: Any) -> Any:
         return cursor.fetchall()
 
 
+async def test_client_certificates_are_asked_for_once(door: Door) -> None:
+    """After the first connection none calls the auth service: its certificate is kept, roles are watched."""
+    for _ in range(3):
+        with closing(await asyncio.to_thread(door.pymysql)) as client:
+            assert await asyncio.to_thread(rows, client, "select 1") == ((1,),)
+    assert door.world.auth.asked == ["alice"]
+
+
 async def test_the_mariadb_client_and_databases_of_the_role(door: Door) -> None:
     assert await door.mariadb("-e", "select user(), database(), 1") == (0, "alice@127.0.0.1\tNULL\t1\n")
     assert await door.mariadb("app", "-e", "select database(); use other; select database()") == (0, "app\nother\n")
