@@ -5,6 +5,7 @@ from pathlib import Path
 
 from monoport import protocols
 from monoport.routing.outcome import Code, Kind
+from monoport.routing.rules import Rule
 from monoport.routing.table import build
 
 from .conftest import APPLICATIONS, PUBLIC
@@ -25,9 +26,21 @@ def test_the_page_explains_every_refusal_and_no_other():
     assert explained == set(Code) | refused_elsewhere()
 
 
-def test_the_page_names_every_rule(first):
-    named = set(re.findall(r"^\| `([a-z0-9-]+)` \|", PAGE.partition("\n## Refusals\n")[0], re.MULTILINE))
-    assert named == {rule.name for rule in first.rules}
+def everything() -> tuple[Rule, ...]:
+    """The rules of a proxy that serves all there is, for every protocol there is."""
+    protocol_rules = [description.routing for description in protocols.TABLE.values()]
+    return build(PUBLIC, "example", frozenset(Kind), protocol_rules, APPLICATIONS).rules
+
+
+def test_the_page_names_every_rule():
+    named = re.findall(r"^\| `([a-z0-9-]+)` \|", PAGE.partition("\n## Refusals\n")[0], re.MULTILINE)
+    assert sorted(named) == sorted(rule.name for rule in everything())
+
+
+def test_the_page_names_every_alpn_of_a_protocol():
+    rows = dict(re.findall(r"^\| `([a-z0-9-]+)` \|(.*)", PAGE.partition("\n## Refusals\n")[0], re.MULTILINE))
+    for description in protocols.TABLE.values():
+        assert all(f"`{name}`" in rows[description.name] for name in description.alpn)
 
 
 def test_the_page_says_which_rules_are_not_served():

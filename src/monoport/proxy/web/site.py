@@ -78,7 +78,8 @@ def site(config: Config, cluster: str, pins: Callable[[], tuple[str, ...]]) -> S
     listeners = {key: str(value) for key in keys if (value := getattr(proxy, key)) is not None}
     greets = frozenset(proxy.on_silence())
     for name in greets:  # who has no port of their own that greets them comes to the one port
-        listeners.setdefault(protocols.TABLE[name].listen_key, str(proxy.public_addr[0]))
+        if key := protocols.TABLE[name].listen_key:
+            listeners.setdefault(key, str(proxy.public_addr[0]))
     return Site(cluster, proxy.public_addr, listeners, bool(proxy.https_keypairs), pins, greets)
 
 
