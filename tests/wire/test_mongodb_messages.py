@@ -16,6 +16,7 @@ from monoport.wire.mongodb.messages import (
     COMPRESSED,
     HEADER,
     MAX_MESSAGE,
+    MAX_UNPACKED,
     MSG,
     QUERY,
     Framer,
@@ -130,6 +131,14 @@ def test_a_bomb_is_not_unpacked() -> None:
     bomb = packed(op(bytes(20_000_000)), 2, zlib.compress, size=1000)
     with pytest.raises(ProtocolError, match="does not end where"):
         parse(bomb)
+
+
+def test_little_that_unpacks_to_much_is_not_unpacked_either() -> None:
+    """What an agent keeps of large requests is counted by the size that they come with, here a few kilobytes."""
+    honest = packed(op(bytes(MAX_UNPACKED)), 2, zlib.compress)
+    assert len(honest) < MAX_UNPACKED / 100
+    with pytest.raises(ProtocolError, match=f"when unpacked, limit {MAX_UNPACKED}"):
+        parse(honest)
 
 
 def test_checksums() -> None:

@@ -15,6 +15,9 @@ from monoport.wire.mongodb import bson
 MAX_MESSAGE = 48_000_000  # bytes: maxMessageSizeBytes of every server
 MAX_REPLY = 48 * 1024 * 1024 + 16 * 1024  # what a server may send: 48 MB of documents, however it counts them
 MAX_SUMMED = 256 * 1024  # of a message with a checksum: 256 KiB take 25 ms to verify here, and no driver sends one
+# Bytes of a message that comes compressed, when unpacked: nobody was offered it, and large requests are counted by the
+# size that they come with.
+MAX_UNPACKED = 1 << 20
 MAX_SECTIONS = 2  # kind 1; commands with more of them are not known, and each may hold MAX_BATCH documents
 MAX_BATCH = 100_000  # documents in one section: maxWriteBatchSize of every server
 
@@ -133,7 +136,7 @@ def parse(data: bytes, *, limit: int = MAX_MESSAGE, inflated: bool = False) -> M
             case 2004:
                 return _query(data, request_id)
             case 2012 if not inflated:
-                return parse(_inflate(data, request_id, limit), inflated=True)
+                return parse(_inflate(data, request_id, min(limit, MAX_UNPACKED)), inflated=True)
     except bson.BsonError as error:
         raise ProtocolError(str(error)) from error
     raise ProtocolError(f"message of kind {opcode}, which MongoDB itself no longer takes")
