@@ -82,6 +82,29 @@ async def test_many_clients_are_served_side_by_side() -> None:
             client.close()
 
 
+def kept_alive(sock: socket.socket) -> tuple[int, ...]:
+    options = (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
+    timing = (sock.getsockopt(socket.IPPROTO_TCP, option) for option in options)
+    return (sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE), *timing)
+
+
+# 0.0.0.0 is this machine too, by an address that nothing takes for loopback.
+@pytest.mark.parametrize(("host", "probed"), [("0.0.0.0", True), ("127.0.0.1", False), ("localhost", False)])
+async def test_a_peer_that_vanishes_is_noticed_at_both_ends(host: str, probed: bool) -> None:
+    accepted: list[tuple[int, ...]] = []
+
+    async def look(arrival: Arrival) -> None:
+        assert isinstance(arrival.stream, SocketStream)
+        accepted.append(kept_alive(arrival.stream.socket))
+        await echo(arrival)
+
+    async with running(Limits(), look) as (_, port), await connect(host, port) as client:
+        await client.write(b"here")
+        assert await client.read_exactly(4) == b"here"
+        assert accepted == [(1, 60, 15, 4)]
+        assert (kept_alive(client.socket) == (1, 60, 15, 4)) is probed, "on loopback it would cost each dial four calls"
+
+
 async def test_a_silent_client_is_turned_away_in_time_by_name() -> None:
     refused = Refusals()
     async with running(Limits(first_bytes=0.05), refused=refused) as (listener, port):

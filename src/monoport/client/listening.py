@@ -12,6 +12,7 @@ from pathlib import Path
 
 from monoport.client.names import Address
 from monoport.errors import Failure
+from monoport.net.sockets import keep_alive
 
 PORTS = range(20_000, 30_000)  # for ports made of names: below those that Linux gives to outgoing connections
 TRIES = 32  # ports tried in turn where another program has the first
@@ -58,6 +59,7 @@ def _listen(address: Address) -> list[socket.socket]:
     listening = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     try:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        keep_alive(listening)  # inherited by what is accepted
         listening.setblocking(False)
         listening.bind((host, address.port))
         listening.listen(BACKLOG)

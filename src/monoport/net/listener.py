@@ -22,7 +22,7 @@ from monoport.errors import Failure
 from monoport.net.balancers import Balancers, introduce
 from monoport.net.deadlines import Deadlines
 from monoport.net.reactor import READ, Reactor
-from monoport.net.sockets import SocketStream
+from monoport.net.sockets import SocketStream, keep_alive
 from monoport.net.stream import EndOfStream, Stream
 from monoport.wire.proxyprotocol import ProxyHeaderError
 
@@ -45,8 +45,6 @@ PASSING = {
     errno.EPERM,
     errno.EINTR,
 }
-# Peers that vanished without a word are noticed after about two minutes; inherited by every accepted socket.
-KEEPALIVE = ((socket.TCP_KEEPIDLE, 60), (socket.TCP_KEEPINTVL, 15), (socket.TCP_KEEPCNT, 4))
 
 Source = tuple[str, int]
 
@@ -415,9 +413,7 @@ def _bound(family: int, address: tuple[Any, ...]) -> socket.socket:
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        for option, value in KEEPALIVE:
-            sock.setsockopt(socket.IPPROTO_TCP, option, value)
+        keep_alive(sock)  # inherited by every accepted socket
         sock.bind(address)
     except OSError as error:
         sock.close()

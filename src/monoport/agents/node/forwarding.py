@@ -26,7 +26,7 @@ from monoport.agents.node.standing import Listener, Record, Standing, address
 from monoport.audit.log import Log
 from monoport.audit.printable import printable
 from monoport.errors import Failure, traced
-from monoport.net.sockets import SocketStream
+from monoport.net.sockets import SocketStream, keep_alive
 from monoport.tunnel import link
 from monoport.tunnel.channel import ChannelSession, join
 
@@ -178,6 +178,7 @@ class Forwards:
 
     async def _joined(self, session: ChannelSession, found: socket.socket, record: Record) -> None:
         try:
+            keep_alive(found)
             await join(session, SocketStream(found), record.meter)
         finally:
             self._room.release()
@@ -338,6 +339,7 @@ class Forwards:
         facts = {**self._user.facts, "kind": _KINDS[standing.kind][0], "target": standing.target, "origin": origin}
         record = Record(self._audit, facts)
         session = ChannelSession()
+        keep_alive(found)
         near = SocketStream(found)
         said = ""
         try:
