@@ -89,10 +89,15 @@ def test_openssh_reads_the_configuration_as_we_meant_it(tmp_path: Path, cas: Cas
     assert "--proxy=localhost:3080" in found["proxycommand"]
     assert "--user=%r %h:%p" in found["proxycommand"]
     assert f"TSH_HOME={home.path}".replace("%", "%%") in found["proxycommand"]
+    assert (found["serveraliveinterval"], found["serveralivecountmax"]) == ("7", "2"), "a dead peer is noticed"
     other = subprocess.run(
         [need("ssh"), "-G", "-F", config, "node.elsewhere"], capture_output=True, text=True, check=True, timeout=30
     )
     assert "tsh" not in other.stdout
+    assert "serveraliveinterval 0" in other.stdout
+    words = [need("ssh"), "-G", "-F", config, "-p", "3080", "localhost"]
+    jump = subprocess.run(words, capture_output=True, text=True, check=True, timeout=30)
+    assert "serveraliveinterval 7" in jump.stdout, "the hop of ssh -J, too"
 
 
 def test_the_default_home_is_not_spelled_out(tmp_path: Path, cas: Cas) -> None:

@@ -12,11 +12,11 @@ from monoport.client.busy import Busy, quiet
 from monoport.client.front import Front
 from monoport.client.openssh import open_ssh
 from monoport.client.profile import Home, Profile
+from monoport.client.sshconfig import alive_options
 from monoport.client.words import pick_login, scp_words, ssh_words, with_login
-from monoport.tunnel import link
 
 # Behind the user's own options, of which ssh takes the first: a node that answers nothing is given up as a proxy is.
-ALIVE = ("-o", f"ServerAliveInterval={link.ALIVE:g}", "-o", f"ServerAliveCountMax={link.MISSED}")
+ALIVE = tuple(word for name, value in alive_options().items() for word in ("-o", f"{name}={value}"))
 
 Report = Callable[[str], None]
 

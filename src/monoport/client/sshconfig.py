@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from monoport.client.profile import Home, Profile, UserFiles, user_home
+from monoport.tunnel import link
 
 
 def identity_options(paths: UserFiles) -> dict[str, str]:
@@ -27,6 +28,11 @@ def identity_options(paths: UserFiles) -> dict[str, str]:
     }
 
 
+def alive_options() -> dict[str, str]:
+    """The options by which ssh gives up a peer that answers nothing, as soon as a tunnel's ends do."""
+    return {"ServerAliveInterval": f"{link.ALIVE:g}", "ServerAliveCountMax": f"{link.MISSED}"}
+
+
 def ssh_config(home: Home, profile: Profile, environment: Mapping[str, str] = os.environ) -> str:
     """The block for `~/.ssh/config` by which ssh, scp and sftp reach the cluster's nodes.
 
@@ -41,6 +47,7 @@ def ssh_config(home: Home, profile: Profile, environment: Mapping[str, str] = os
     options = {
         "ProxyCommand": shlex.join(command).replace("%", "%%") + " --user=%r %h:%p",
         **identity_options(home.keys(profile)),
+        **alive_options(),
     }
     cluster, proxy = profile.cluster, profile.proxy
     lines = [
@@ -49,7 +56,7 @@ def ssh_config(home: Home, profile: Profile, environment: Mapping[str, str] = os
         *_indented(options),
         f"# the proxy's own SSH, for ssh -J {proxy}; other ports of that machine are left alone",
         f'Match originalhost {proxy.host} exec "{" || ".join(f"test %p = {one.port}" for one in profile.ssh_doors)}"',
-        *_indented(identity_options(home.keys(profile))),
+        *_indented(identity_options(home.keys(profile)) | alive_options()),
         "Match all",  # ends what the lines behind an Include, or below, would else belong to
     ]
     return "\n".join(lines) + "\n"
