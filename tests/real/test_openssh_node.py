@@ -11,8 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from .clients import Client, program
 from .cluster import Cluster, Daemon, Person, free_port, wait_until
 
+CONFIG = "`tsh config >> ~/.ssh/config`, then "
+SSHD = ": a host's own sshd as the node (`openssh: yes`)"
 ROLES = """\
 kind: role
 version: v1
@@ -101,6 +104,7 @@ def events(cluster: Cluster, type_: str) -> list[dict[str, object]]:
     return [row for row in rows if row["type"] == type_ and '"legacy"' in json.dumps(row)]
 
 
+@pytest.mark.client(Client("tsh ssh", "ssh", f"`tsh ssh LOGIN@legacy`{SSHD}", program("tsh", "--version")))
 def test_sessions_are_sshds_own(cluster: Cluster, user: Person, login: str, sshd: Sshd) -> None:
     done = user.tsh("ssh", f"{login}@legacy", "id -un; echo $SSH_CONNECTION; exit 3", code=3)
     name, connection = done.stdout.splitlines()
@@ -114,6 +118,9 @@ def test_sessions_are_sshds_own(cluster: Cluster, user: Person, login: str, sshd
     assert ended[0]["connection"] in {row["connection"] for row in started}
 
 
+@pytest.mark.client(
+    Client("OpenSSH sftp", "ssh", f"{CONFIG}`sftp LOGIN@legacy.example.com`{SSHD}", program("ssh", "-V"))
+)
 def test_sftp_and_ssh_by_the_configuration(user: Person, login: str, folder: Path, config: Path, need) -> None:
     (folder / "sent").write_bytes(os.urandom(400_000))
     batch = f"put {folder}/sent /tmp/legacy-{os.getpid()}\nget /tmp/legacy-{os.getpid()} {folder}/back\n"

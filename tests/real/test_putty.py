@@ -12,6 +12,7 @@ from .clients import Client, program
 from .cluster import Cluster, Person
 
 SETUP = "`tsh config --putty`, then "
+TRUSTED = "key in the agent, hosts trusted by `tsh config --putty`: "
 SESSION = "monoport-example.com"
 
 
@@ -51,8 +52,7 @@ def test_psftp_by_the_session(putty: Person, login: str, folder: Path, need) -> 
     Client(
         "plink",
         "ssh",
-        "key in the agent, hosts trusted by `tsh config --putty`: "
-        '`plink -proxycmd "tsh proxy ssh %host:%port" LOGIN@node.example.com COMMAND`',
+        f'{TRUSTED}`plink -proxycmd "tsh proxy ssh %host:%port" LOGIN@node.example.com COMMAND`',
         program("plink", "-V"),
     )
 )
@@ -60,6 +60,24 @@ def test_plink_with_proxycmd_and_an_agent(alice: Person, putty: Person, login: s
     agent = {"SSH_AUTH_SOCK": alice.environment["SSH_AUTH_SOCK"]}
     words = ["-batch", "-agent", "-proxycmd", "tsh proxy ssh %host:%port", f"{login}@node.example.com", "id -un"]
     assert putty.run(need("plink"), *words, **agent).stdout == f"{login}\n"
+
+
+@pytest.mark.client(
+    Client(
+        "psftp",
+        "ssh",
+        f'{TRUSTED}`psftp -proxycmd "tsh proxy ssh %host:%port" LOGIN@node.example.com`',
+        program("psftp", "-V"),
+    )
+)
+def test_psftp_with_proxycmd_and_an_agent(alice: Person, putty: Person, login: str, folder: Path, need) -> None:
+    (folder / "sent").write_bytes(os.urandom(300_000))
+    remote = f"/tmp/monoport-putty-{os.getpid()}"
+    (folder / "batch").write_text(f"put {folder}/sent {remote}\nget {remote} {folder}/back\nrm {remote}\n")
+    agent = {"SSH_AUTH_SOCK": alice.environment["SSH_AUTH_SOCK"]}
+    words = ["-batch", "-agent", "-proxycmd", "tsh proxy ssh %host:%port", "-b", folder / "batch"]
+    putty.run(need("psftp"), *words, f"{login}@node.example.com", **agent)
+    assert (folder / "back").read_bytes() == (folder / "sent").read_bytes()
 
 
 def test_the_session_survives_a_new_login_and_goes_with_the_logout(

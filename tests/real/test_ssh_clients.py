@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from .clients import Client, distribution, program
-from .cluster import BIN, Cluster, Person
+from .cluster import BIN, Cluster, Person, wait_until
 
 CONFIG = "`tsh config >> ~/.ssh/config`, then "
 OPENSSH = program("ssh", "-V")
@@ -74,17 +78,26 @@ def test_git_clones_and_pushes(alice: Person, login: str, folder: Path, config: 
     assert (folder / "again/file").read_bytes() == (folder / "work/file").read_bytes()
 
 
+@pytest.fixture
+def control() -> Iterator[Path]:
+    """A folder for the sockets of shared connections: its path leaves them room in the 107 bytes that a path has."""
+    with tempfile.TemporaryDirectory(prefix="cp-", dir="/tmp") as made:
+        yield Path(made)
+
+
 @pytest.mark.client(
     Client("Ansible", "ssh", CONFIG + "`ansible -i inventory all -m ping`", distribution("ansible-core"))
 )
-def test_ansible_by_its_ssh_plugin(alice: Person, login: str, folder: Path, config: Path, remote: str) -> None:
+def test_ansible_by_its_ssh_plugin(
+    alice: Person, login: str, folder: Path, config: Path, remote: str, control: Path, need
+) -> None:
+    """As it comes: its ssh keeps one connection to each host (ControlMaster), which all its tasks share."""
     inventory = folder / "inventory"
     options = f"-F {config}"
     inventory.write_text(f"node.example.com ansible_user={login} ansible_ssh_common_args='{options}'\n")
     extra = {
         "ANSIBLE_LOCAL_TEMP": f"{folder}/local",
-        "ANSIBLE_SSH_CONTROL_PATH_DIR": "/tmp/.ansible-cp",
-        "ANSIBLE_SSH_ARGS": "",
+        "ANSIBLE_SSH_CONTROL_PATH_DIR": str(control),
         "ANSIBLE_NOCOLOR": "1",
         "ANSIBLE_PYTHON_INTERPRETER": "auto_silent",
     }
@@ -96,6 +109,10 @@ def test_ansible_by_its_ssh_plugin(alice: Person, login: str, folder: Path, conf
     words = [*ansible, "copy", "-a", f"src={folder}/file dest={remote}/file mode=0640"]
     assert "CHANGED" in alice.run(*words, seconds=90, **extra).stdout
     assert "SUCCESS" in alice.run(*words, seconds=90, **extra).stdout, "the second time there is nothing to do"
+    (master,) = control.iterdir()
+    ended = alice.run(need("ssh"), "-F", config, "-o", f"ControlPath {master}", "-O", "exit", "node.example.com")
+    assert "Exit request sent" in ended.stderr
+    wait_until(lambda: not master.exists(), 10, "the end of the shared connection")
 
 
 @pytest.mark.client(
@@ -123,6 +140,26 @@ def test_ssh_jumps_by_the_configuration_without_an_agent(
     asked_nothing(done)
 
 
+@pytest.mark.soak
+def test_a_jump_through_a_proxy_that_hangs_ends_within_30_s(
+    cluster: Cluster, alice: Person, login: str, config: Path, need
+) -> None:
+    words = [need("ssh"), "-F", config, "-J", f"localhost:{cluster.port}", f"{login}@node.example.com", "echo up; cat"]
+    front = cluster.front.process
+    assert front is not None
+    with subprocess.Popen(words, env=alice.env(), stdin=subprocess.PIPE, stdout=subprocess.PIPE) as session:
+        assert session.stdout is not None
+        assert session.stdout.readline() == b"up\n"
+        front.send_signal(signal.SIGSTOP)
+        try:
+            began = time.monotonic()
+            assert session.wait(60) == 255
+            assert time.monotonic() - began < 31
+        finally:
+            front.send_signal(signal.SIGCONT)
+            session.kill()
+
+
 @pytest.mark.client(
     Client("OpenSSH ssh", "ssh", '`ssh -o "ProxyCommand ssh -p PORT -W %h:%p PROXY" LOGIN@node.example.com`', OPENSSH)
 )
@@ -136,6 +173,9 @@ def test_plain_ssh_as_the_proxy_command(cluster: Cluster, alice: Person, login: 
     asked_nothing(done)
 
 
+@pytest.mark.client(
+    Client("OpenSSH ssh", "ssh", "`ssh -p PORT PROXY`: the port's own SSH, which says how to go on", OPENSSH)
+)
 def test_plain_ssh_to_the_port_says_how_to_go_on(cluster: Cluster, alice: Person, need) -> None:
     done = alice.run(need("ssh"), *trusting(alice), "-p", str(cluster.port), "anyone@localhost", code=1)
     assert "tsh ssh LOGIN@NODE" in done.stderr
