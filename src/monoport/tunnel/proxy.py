@@ -266,7 +266,8 @@ class Tunnels:
                 except DialError as failed:
                     if failed.code == dial.DENIED:
                         raise
-                    error = DialError(f"{_noun(one)} {shown}: {failed}", failed.code)
+                    named = f'"{shown}"' in str(failed)
+                    error = DialError(str(failed) if named else f"{_noun(one)} {shown}: {failed}", failed.code)
         raise error
 
     def _registered(self, permit: Permit, preface: Preface) -> str:

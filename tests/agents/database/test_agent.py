@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -16,6 +17,7 @@ from structlog.testing import capture_logs
 
 from monoport.access.claims import Destination
 from monoport.access.resources import Lock
+from monoport.agents.database import agent as agents
 from monoport.audit.spool import SpoolError
 from monoport.auth.client import AuthError
 from monoport.net.memory import pair
@@ -216,19 +218,49 @@ async def test_one_session_per_connection(cluster: Cluster) -> None:
 async def test_openings_that_never_reach_the_server(
     cluster: Cluster, startup: StartupMessage | CancelRequest, state: str, says: str
 ) -> None:
-    async with world(cluster, configured(port=1)) as made, serving(made, preface(cluster.user())) as served:
-        await served.accepted()
-        await served.client.write(startup.encode())
-        error = await served.error()
-        assert error["C"] == state
-        assert says in error["M"]
+    async with Script(cluster, silent).running() as server, world(cluster, configured(port=server.port)) as made:
+        async with serving(made, preface(cluster.user())) as served:
+            await served.accepted()
+            await served.client.write(startup.encode())
+            error = await served.error()
+            assert error["C"] == state
+            assert says in error["M"]
+        assert server.openings == []
 
 
 async def test_a_client_that_leaves_before_its_startup(cluster: Cluster) -> None:
-    async with world(cluster, configured(port=1)) as made, serving(made, preface(cluster.user())) as served:
-        await served.accepted()
-        served.client.send_eof()
-        assert "ended before its start-up" in (await served.error())["M"]
+    async with Script(cluster, silent).running() as server, world(cluster, configured(port=server.port)) as made:
+        async with serving(made, preface(cluster.user())) as served:
+            await served.accepted()
+            served.client.send_eof()
+            assert "ended before its start-up" in (await served.error())["M"]
+        assert server.openings == []
+
+
+async def test_a_server_that_is_down_is_said_before_the_dial_is_accepted(cluster: Cluster) -> None:
+    """The proxy can ask another agent of the same database, and no session has begun."""
+    async with world(cluster, configured(port=1)) as made:
+        error = await refused(made, preface(cluster.user()))
+        assert (error.code, str(error)) == (
+            dial.UNAVAILABLE,
+            'database "orders" is down or cannot be reached from its agent',
+        )
+        assert made.agent.open == {}
+
+
+async def test_a_server_that_answers_nothing_is_given_up_before_the_proxy_gives_up(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert agents.REACH < dial.PREFACE_SECONDS
+    monkeypatch.setattr(agents, "REACH", 0.05)
+    with socket.socket() as listening:  # its queue is full: who connects waits
+        listening.bind(("127.0.0.1", 0))
+        listening.listen(0)
+        with socket.create_connection(listening.getsockname()):
+            async with world(cluster, configured(host="127.0.0.1", port=listening.getsockname()[1])) as made:
+                error = await refused(made, preface(cluster.user()))
+                assert error.code == dial.UNAVAILABLE
+                assert "within 0.05 s" in str(error)
 
 
 async def silent(stream: Stream) -> None:
@@ -326,13 +358,14 @@ async def test_another_ca_by_file(cluster: Cluster, tmp_path: Any) -> None:
 
 
 async def test_the_auth_service_is_away(cluster: Cluster) -> None:
-    async with world(cluster, configured(port=1)) as made, serving(made, preface(cluster.user())) as served:
+    async with Script(cluster, silent).running() as server, world(cluster, configured(port=server.port)) as made:
         made.auth.error = AuthError("unavailable", "the auth service does not answer")
-        await served.accepted()
-        await served.client.write(STARTUP.encode())
-        error = await served.error()
-        assert error["C"] == "28000"
-        assert "the auth service does not answer" in error["M"]
+        async with serving(made, preface(cluster.user())) as served:
+            await served.accepted()
+            await served.client.write(STARTUP.encode())
+            error = await served.error()
+            assert error["C"] == "28000"
+            assert "the auth service does not answer" in error["M"]
 
 
 async def test_certificates_are_renewed_near_their_end(cluster: Cluster) -> None:

@@ -37,17 +37,20 @@ async def opened(cluster: Cluster, play: Play | None = None) -> AsyncIterator[tu
         yield made, server
 
 
+def preface(made: World, database: str = "app", process_id: int = 77) -> Preface:
+    alice = made.cluster.user(databases=("app", "other")).certificate
+    return Preface(
+        f"c-{process_id}", Kind.DATABASE, "orders", alice, "192.0.2.1:1", user="alice", database=database,
+        process_id=process_id, host_id=HOST_ID,
+    )  # fmt: skip
+
+
 @asynccontextmanager
 async def client(
     made: World, database: str = "app", *, answer: Answer | None = None, number: int = 1, process_id: int = 77
 ) -> AsyncIterator[Mysql]:
     """A client whose opening the proxy has read; `answer`: what of it the agent is passed."""
     near, far = pair()
-    alice = made.cluster.user(databases=("app", "other")).certificate
-    preface = Preface(
-        f"c-{process_id}", Kind.DATABASE, "orders", alice, "192.0.2.1:1", user="alice", database=database,
-        process_id=process_id, host_id=HOST_ID,
-    )  # fmt: skip
 
     async def serve() -> None:
         try:
@@ -58,7 +61,7 @@ async def client(
 
     async with asyncio.TaskGroup() as group:
         serving = group.create_task(serve())
-        assert isinstance(await dial.ask(near, preface), Accepted)
+        assert isinstance(await dial.ask(near, preface(made, database, process_id)), Accepted)
         said = answer or Answer(BASIC | Capability.CONNECT_WITH_DB, "alice", database, plugin=NATIVE)
         await near.write(packet(number, said.encode()))
         talking = Mysql(near)
@@ -249,10 +252,14 @@ async def test_a_session_ends_by_kill_query_on_another_connection(cluster: Clust
         assert raised.value.code == 1053
 
 
-async def test_a_certificate_that_cannot_be_had(cluster: Cluster) -> None:
+@pytest.mark.parametrize(("code", "told"), [("unavailable", dial.UNAVAILABLE), ("forbidden", dial.DENIED)])
+async def test_a_certificate_that_cannot_be_had_is_no_broken_login_of_the_server(
+    cluster: Cluster, code: str, told: str
+) -> None:
+    """A server shuts out whoever breaks off too often: what is missing is known before it is connected to."""
     async with opened(cluster) as (made, server):
-        made.auth.error = AuthError("unavailable", "the auth service is away")
-        async with client(made) as one:
-            with pytest.raises(ServerRefusal, match="no certificate for database user"):
-                await one.heard()
+        made.auth.error = AuthError(code, "the auth service says no")
+        with pytest.raises(dial.DialRefused, match="no certificate for database user") as raised:
+            await made.agent.serve(preface(made), pair()[1])
+        assert raised.value.code == told
         assert server.threads == 100

@@ -38,6 +38,7 @@ HEARTBEAT = 15.0  # seconds, up to a fifth less: the inventory forgets a databas
 STATEMENT = "db.query"  # the event of one statement, in every protocol
 PROBLEM = 256  # characters of what is wrong with a server, for listings
 REMOVED = "removed"  # auth's code for a database that an administrator has removed
+REACH = 8.0  # seconds for a connection to the real server, less than a proxy waits for the dial's answer
 PROBE = 10.0  # seconds that a probe of a real server may take
 
 _log = structlog.get_logger()
@@ -205,11 +206,33 @@ class Databases:
         self.begun[protocol] += 1
         lease = self._leases.add(permit.identity, permit.until, session.end, nodes=(permit.host_id,))
         try:
+            await self._reach(asked, engine, session)
             await dial.accept(stream)
             await engine.serve(session, stream)
         finally:
+            if (unused := session.take()) is not None:
+                unused.abort()
             lease.close()
             del self._sessions[asked.connection]
+
+    async def _reach(self, asked: Preface, engine: Engine, session: Session) -> None:
+        """Connect to the real server before the dial is accepted: where it is down, the proxy tries the next agent."""
+        code, detail = dial.UNAVAILABLE, ""
+        try:
+            async with asyncio.timeout(REACH):
+                await engine.reach(session)
+            return
+        except Unreachable as error:
+            reason, detail = str(error), error.detail
+        except AuthError as error:
+            reason = f'no certificate for database user "{asked.user}": {error}'
+            code = dial.UNAVAILABLE if error.code == "unavailable" else dial.DENIED
+        except TimeoutError:
+            reason = f'database "{asked.target}" cannot be reached from its agent within {REACH:g} s'
+        _log.warning(
+            "database cannot be used", connection=asked.connection, database=asked.target, reason=detail or reason
+        )
+        raise dial.DialRefused(code, reason)
 
     async def _authorised(self, asked: Preface) -> tuple[Permit, dict[str, Any]]:
         """Decide by the certificate alone what the proxy has decided before. Raises DialRefused."""

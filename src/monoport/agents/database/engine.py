@@ -61,6 +61,7 @@ class Session:
     on_end: Callable[[str], None] | None = None  # set by the engine while it can be told to end
     ended: str = ""  # why the session must end, once it must
     upstream_key: Any = None  # what the real server wants to see in a cancel request; the engine's own
+    server: Stream | None = None  # a connection to the real server that `reach` has made and nobody has taken yet
 
     def end(self, reason: str) -> None:
         """End the session soon: its certificate expired, its user was locked, the agent stops."""
@@ -68,11 +69,22 @@ class Session:
         if self.on_end is not None:
             self.on_end(self.ended)
 
+    def take(self) -> Stream | None:
+        """The connection that `reach` has made, once: whoever takes it owns it."""
+        taken, self.server = self.server, None
+        return taken
+
 
 class Engine(Protocol):
     """Speaks one protocol to one registered database."""
 
     def __init__(self, database: Database, issuer: Issuer) -> None: ...
+
+    async def reach(self, session: Session) -> None:
+        """Connect to the real server, and leave the connection in `session.server`: another agent is asked if it fails.
+
+        Raises Unreachable; AuthError, where a server would hold a connection against us that ends before its login.
+        """
 
     async def serve(self, session: Session, client: Stream) -> None:
         """Run `session` to its end; every failure is told to the client in its protocol."""

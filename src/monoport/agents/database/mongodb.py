@@ -58,6 +58,10 @@ class Mongodb:
         self._room = Room()
         self._contexts = Contexts(database, issuer)
 
+    async def reach(self, session: Session) -> None:
+        """Connect to the real server, over which nothing is said yet. Raises Unreachable."""
+        session.server = await self._dial()
+
     async def serve(self, session: Session, client: Stream) -> None:
         """Run one session to its end; whatever fails is told to the client as a command's error."""
         log = _log.bind(connection=session.connection, database=self._database.name)
@@ -101,7 +105,8 @@ class Mongodb:
         shown = await self._issuer.client_certificate(
             session.user, certificate=session.certificate, name=self._database.name, database=session.database
         )
-        async with await self._secure(await self._dial(), self._contexts.context(session.user, shown)) as stream:
+        context = self._contexts.context(session.user, shown)
+        async with await self._secure(session.take() or await self._dial(), context) as stream:
             yield stream
 
     async def _dial(self) -> Stream:

@@ -70,6 +70,14 @@ class Mysql:
         self._contexts = Contexts(database, issuer)
         self._threads = Threads()
 
+    async def reach(self, session: Session) -> None:
+        """Connect to the real server, over which nothing is said yet. Raises Unreachable, AuthError.
+
+        What it will be shown is looked for first: servers shut out whoever breaks off before the login too often.
+        """
+        await self._proof(session)
+        session.server = await self._dial()
+
     async def serve(self, session: Session, client: Stream) -> None:
         """Run one session to its end; whatever fails is told to the client as an ERR packet."""
         log = _log.bind(connection=session.connection, database=self._database.name)
@@ -155,20 +163,13 @@ class Mysql:
 
         Raises Unreachable, ServerRefusal, AuthError, TimeoutError.
         """
-        shown, secret = None, Secret()
-        if (file := self._database.password_file) is not None:
-            secret = self._secret(session)
-        else:
-            shown = await self._issuer.client_certificate(
-                session.user, certificate=session.certificate, name=self._database.name, database=session.database
-            )
-        context = self._contexts.context(session.user if file is None else "", shown)
+        context, secret = await self._proof(session)
 
         def ask(greeting: Greeting) -> Answer:
             return self._asked(session, answer, greeting, local_files)
 
         async with asyncio.timeout(OPENING) as deadline:
-            async with self._secured(ask, context) as secure:
+            async with self._secured(ask, context, session.take()) as secure:
                 try:
                     welcome = await log_in(secure, secret)
                 except Unproven as problem:
@@ -177,6 +178,15 @@ class Mysql:
                     raise self._unreachable("breaks off the login", str(problem)) from problem
                 deadline.reschedule(None)
                 yield _Upstream(secure.stream, secure.greeting.thread, welcome)
+
+    async def _proof(self, session: Session) -> tuple[ssl.SSLContext, Secret]:
+        """What proves the session's user to the real server. Raises Unreachable, AuthError."""
+        if self._database.password_file is not None:
+            return self._contexts.context("", None), self._secret(session)
+        shown = await self._issuer.client_certificate(
+            session.user, certificate=session.certificate, name=self._database.name, database=session.database
+        )
+        return self._contexts.context(session.user, shown), Secret()
 
     def _secret(self, session: Session) -> Secret:
         assert self._database.password_file is not None  # who asks has looked
@@ -188,16 +198,14 @@ class Mysql:
         return Secret(found.encode(), verified=self._database.tls.mode != "insecure")
 
     @asynccontextmanager
-    async def _secured(self, ask: Callable[[Greeting], Answer], context: ssl.SSLContext) -> AsyncIterator[Secure]:
-        """TLS to the real server; `ask` says what for, by what it can do."""
-        uri = self._database.uri
-        try:
-            raw = await sockets.connect(uri.host, uri.port or PORT, CONNECT)
-        except ConnectionError as problem:
-            raise self._unreachable("is down or cannot be reached from its agent", str(problem)) from problem
+    async def _secured(
+        self, ask: Callable[[Greeting], Answer], context: ssl.SSLContext, raw: Stream | None = None
+    ) -> AsyncIterator[Secure]:
+        """TLS to the real server, over `raw` if there is one; `ask` says what for, by what it can do."""
+        raw = raw or await self._dial()
         try:
             async with asyncio.timeout(CONNECT):
-                name = self._database.tls.server_name or uri.host
+                name = self._database.tls.server_name or self._database.uri.host
                 secure = await secured(raw, ask, context, name)
         except NoTls as problem:
             raw.abort()
@@ -220,6 +228,13 @@ class Mysql:
             raise
         async with secure.stream:
             yield secure
+
+    async def _dial(self) -> Stream:
+        uri = self._database.uri
+        try:
+            return await sockets.connect(uri.host, uri.port or PORT, CONNECT)
+        except ConnectionError as problem:
+            raise self._unreachable("is down or cannot be reached from its agent", str(problem)) from problem
 
     def _asked(self, session: Session, answer: Answer, greeting: Greeting, local_files: bool) -> Answer:
         """What the real server is asked for on the client's behalf. Raises Unreachable."""

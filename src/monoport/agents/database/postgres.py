@@ -104,6 +104,14 @@ class Postgres:
         self._issuer = issuer
         self._contexts = Contexts(database, issuer, [ALPN])
 
+    async def reach(self, session: Session) -> None:
+        """Connect to the real server, over which nothing is said yet; where a password is missing, not even that.
+
+        Raises Unreachable.
+        """
+        await self._password(session)
+        session.server = await self._dial()
+
     async def serve(self, session: Session, client: Stream) -> None:
         """Run one session to its end; whatever fails is told to the client as an ErrorResponse."""
         log = _log.bind(connection=session.connection, database=self._database.name)
@@ -174,7 +182,8 @@ class Postgres:
             shown = await self._issuer.client_certificate(
                 user, certificate=session.certificate, name=self._database.name, database=session.database
             )
-        async with await self._secure(await self._dial(), self._contexts.context(user, shown)) as stream:
+        context = self._contexts.context(user, shown)
+        async with await self._secure(session.take() or await self._dial(), context) as stream:
             yield stream
 
     async def _password(self, session: Session) -> str | None:
