@@ -23,13 +23,18 @@ BIN = Path(sys.executable).parent
 READY = "ready"
 BALANCER = "127.0.0.3"  # a proxy of a Cluster believes the PROXY headers of this address
 START_SECONDS = 30  # two cores that other tests keep busy
+_GIVEN: set[int] = set()  # the kernel names a port again that was let go of a moment ago
 
 
 def free_port() -> int:
-    """A TCP port of 127.0.0.1 that nothing listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A TCP port of 127.0.0.1 that nothing listens on, and that was not given out before."""
+    while True:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = int(probe.getsockname()[1])
+        if port not in _GIVEN:
+            _GIVEN.add(port)
+            return port
 
 
 def wait_until(true: Any, seconds: float, what: str) -> Any:
