@@ -29,6 +29,7 @@ __all__ = [
     "Ssh",
     "authorize",
     "authorize_verb",
+    "sight",
     "visible",
 ]
 
@@ -100,7 +101,7 @@ class Denied:
 
 @dataclass(frozen=True, slots=True)
 class Allowed:
-    """An API verb is allowed; `rule` says by which rule of which role."""
+    """An API verb, or the sight of a resource, is allowed; `rule` says by which rule of which role."""
 
     rule: str
 
@@ -160,17 +161,27 @@ def visible(
     A node is shown if its labels are allowed and not denied, whatever the login. Of a database, besides, some database
     user must be left: one that a role which allows its labels names, and no role denies.
     """
-    locks = tuple(locks)
-    if isinstance(resource, Node):
-        return isinstance(_decide(identity, ask_node(resource, None), roles, locks, now), _Grant)
+    return isinstance(sight(identity, resource, roles, locks, now), Allowed)
+
+
+def sight(
+    identity: Identity, resource: Node | Database, roles: Mapping[str, Role], locks: Iterable[Lock], now: datetime
+) -> Allowed | Denied:
+    """Decide what `visible` tells, and by which rule."""
     only = identity.destination.user if identity.destination is not None else ""
-    action = DatabaseLogin(only, None) if only else None
-    answer = _decide(identity, ask_database(resource, action), roles, locks, now)
-    if isinstance(answer, Denied) or only:
-        return isinstance(answer, _Grant)
-    allow = (pattern for role in answer.roles for pattern in role.spec.allow.db_users)
-    deny = (pattern for name in identity.roles for pattern in roles[name].spec.deny.db_users)
-    return any_name_left(allow, deny, identity.traits)
+    if isinstance(resource, Node):
+        question = ask_node(resource, None)
+    else:
+        question = ask_database(resource, DatabaseLogin(only, None) if only else None)
+    answer = _decide(identity, question, roles, tuple(locks), now)
+    if isinstance(answer, Denied):
+        return answer
+    if isinstance(resource, Database) and not only:
+        allow = (pattern for role in answer.roles for pattern in role.spec.allow.db_users)
+        deny = (pattern for name in identity.roles for pattern in roles[name].spec.deny.db_users)
+        if not any_name_left(allow, deny, identity.traits):
+            return Denied(question.reason, "no role: allow.db_users has a name that no deny.db_users has")
+    return Allowed(answer.rule)
 
 
 def authorize_verb(  # noqa: PLR0917  in the order of authorize

@@ -99,7 +99,11 @@ class Mongodb:
     async def _connected(self, session: Session) -> AsyncIterator[Stream]:
         """A connection to the real server that shows a certificate of the session's database user."""
         shown = await self._issuer.client_certificate(
-            session.user, certificate=session.certificate, name=self._database.name, database=session.database
+            session.user,
+            certificate=session.certificate,
+            name=self._database.name,
+            database=session.database,
+            connection=session.connection,
         )
         async with await self._secure(await self._dial(), self._contexts.context(session.user, shown)) as stream:
             yield stream

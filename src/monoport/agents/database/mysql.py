@@ -160,7 +160,11 @@ class Mysql:
             secret = self._secret(session)
         else:
             shown = await self._issuer.client_certificate(
-                session.user, certificate=session.certificate, name=self._database.name, database=session.database
+                session.user,
+                certificate=session.certificate,
+                name=self._database.name,
+                database=session.database,
+                connection=session.connection,
             )
         context = self._contexts.context(session.user if file is None else "", shown)
 

@@ -172,7 +172,11 @@ class Postgres:
         if self._database.password_file is None:
             user = session.user
             shown = await self._issuer.client_certificate(
-                user, certificate=session.certificate, name=self._database.name, database=session.database
+                user,
+                certificate=session.certificate,
+                name=self._database.name,
+                database=session.database,
+                connection=session.connection,
             )
         async with await self._secure(await self._dial(), self._contexts.context(user, shown)) as stream:
             yield stream
