@@ -4,6 +4,7 @@ Belongs here: what happens around a command. What a command does, it does itself
 """
 
 import asyncio
+import logging
 import os
 import signal
 import sys
@@ -42,10 +43,19 @@ def _debug_option() -> click.Option:
     def remember(context: click.Context, _parameter: click.Parameter, value: bool) -> None:
         if value:
             context.find_root().meta[_DEBUG] = True
+            log = logging.getLogger("monoport.client")
+            log.setLevel(logging.DEBUG)
+            log.handlers = [_Lines()]
 
-    return click.Option(
-        ["--debug"], is_flag=True, expose_value=False, callback=remember, help="Show the traceback of an error."
-    )
+    what = "Show the traceback of an error, and each connection of a local port."
+    return click.Option(["--debug"], is_flag=True, expose_value=False, callback=remember, help=what)
+
+
+class _Lines(logging.Handler):
+    """Shows what the client notes for who debugs."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        warn(record.getMessage())
 
 
 def run(command: click.Command, arguments: Sequence[str] | None = None) -> NoReturn:
