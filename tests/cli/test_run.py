@@ -118,12 +118,6 @@ def test_what_the_client_notes_of_connections_is_shown_to_who_debugs(capsys):
         """A command."""
         logging.getLogger("monoport.client").debug("connection of %s joined", "127.0.0.1:1\x1b[2J")
 
-    log = logging.getLogger("monoport.client")
-    try:
-        assert execute(tool, ["joins"]) == 0
-        assert capsys.readouterr().err == ""
-        assert execute(tool, ["joins", "--debug"]) == 0
-        assert capsys.readouterr().err == "connection of 127.0.0.1:1\\x1b[2J joined\n"
-    finally:
-        log.handlers.clear()
-        log.setLevel(logging.NOTSET)
+    for arguments, said in ([], ""), (["--debug"], "connection of 127.0.0.1:1\\x1b[2J joined\n"), ([], ""):
+        assert execute(tool, ["joins", *arguments]) == 0
+        assert capsys.readouterr().err == said

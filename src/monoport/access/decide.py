@@ -20,6 +20,7 @@ from monoport.access.resources import Database, Lock, Node, Recording, Role
 from monoport.access.roles import any_name_left, rule_matches
 
 __all__ = [
+    "UNACCEPTED",
     "Action",
     "Allowed",
     "DatabaseLogin",
@@ -34,15 +35,19 @@ __all__ = [
 ]
 
 
+UNACCEPTED: Final = "certificate: not accepted"  # the rule where nobody is known whose roles could be asked
+
+
 @dataclass(frozen=True, slots=True)
 class Options:
     """What a permitted session may do besides, and what is kept of it, by the roles that allow this very access.
 
-    Recording is as strict as the strictest of them says, the ttl is the shortest.
+    Recording is as strict as the strictest of them says, which is `recorded_by`; the ttl is the shortest.
     """
 
     forwarding: Mapping[Forwarding, Verdict]
     record_session: Recording
+    recorded_by: str
     record_input: bool
     max_session_ttl: timedelta
 
@@ -331,9 +336,11 @@ def _allowed_by_roles(identity: Identity, question: Question, held: Sequence[Rol
 
 def _options(roles: Sequence[Role]) -> Options:
     options = [role.spec.options for role in roles]
+    strictest = max(roles, key=lambda role: role.spec.options.record_session.strictness)
     return Options(
         forwarding=verdicts(roles),
-        record_session=max((one.record_session for one in options), key=lambda one: one.strictness),
+        record_session=strictest.spec.options.record_session,
+        recorded_by=strictest.name,
         record_input=any(one.record_input for one in options),
         max_session_ttl=min(one.max_session_ttl for one in options),
     )

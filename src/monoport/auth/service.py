@@ -15,7 +15,7 @@ from cryptography import x509
 
 import monoport
 from monoport import protocols
-from monoport.access.decide import Denied, authorize, sight
+from monoport.access.decide import UNACCEPTED, Denied, authorize, sight
 from monoport.access.identity import Destination, Identity, IdentityError, Kind, from_x509
 from monoport.access.locks import lock_for
 from monoport.access.resources import Database, Resource, Role, User
@@ -276,7 +276,7 @@ class Service:
             user = from_x509(certificate, self.parts.issuer.trusted(), self.parts.now())
         except (IdentityError, ValueError) as error:
             what = f"the user's certificate is not accepted: {error}"
-            raise Forbidden(what, "certificate: not accepted", **about) from error
+            raise Forbidden(what, UNACCEPTED, **about) from error
         if user.kind is not Kind.USER:
             raise Forbidden("database sessions are for users", f"certificate of {user}", **about)
         return user

@@ -358,13 +358,14 @@ async def _tell(connection: Connection, front: Front, why: Why, reason: str) -> 
     if not connection.stream.lost:
         connection.stream.send(front.refuse(why, traced(reason, connection.id)))
         if isinstance(front, Explaining):
-            await _explain(connection.stream, front)
+            await _explain(connection, front)
         linger(connection.stream)
         await connection.stream.wait_closed()
 
 
-async def _explain(stream: Stream, front: Explaining) -> None:
+async def _explain(connection: Connection, front: Explaining) -> None:
     """Go on with a refused client until it knows why, for as long as a driver takes for its first request."""
+    stream = connection.stream
     try:
         async with asyncio.timeout(EXPLAINING):
             while data := await stream.read(OPENING_READ):
@@ -377,7 +378,7 @@ async def _explain(stream: Stream, front: Explaining) -> None:
     except TimeoutError:
         return  # a monitor's connection, which has nothing to ask
     except ConnectionError as error:
-        _log.debug("client left before it knew why it is refused", reason=str(error))
+        _log.debug("client left before it knew why it is refused", connection=connection.id, reason=str(error))
 
 
 async def _routed(stream: Stream, table: Table, said: str) -> Route | Refusal | None:

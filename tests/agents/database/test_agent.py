@@ -183,7 +183,10 @@ async def test_what_the_agent_refuses_by_itself(cluster: Cluster) -> None:
         made.directory.locks = []
         made.directory.roles = {}
         assert (await refused(made, preface(user))).code == dial.DENIED
-        assert len(made.events("db.session.deny")) == 10
+        events = made.events("db.session.deny")
+        assert len(events) == 10
+        assert [one["rule"] for one in events[2:5]] == ["certificate: not accepted"] * 3
+        assert all(one["rule"] for one in events), "every denial says what decided"
         assert made.auth.asked == []
 
 
