@@ -19,6 +19,7 @@ from monoport.access.decide import DatabaseLogin, Denied, Permit, authorize
 from monoport.access.resources import Database, Lock, Role
 from monoport.audit import startup
 from monoport.audit.log import Log
+from monoport.audit.outage import NotRecorded
 from monoport.errors import Failure, traced
 from monoport.net.relay import relay
 from monoport.net.stream import Stream, linger
@@ -242,7 +243,8 @@ class Databases:
         try:
             await self._audit.emit("db.session.start", **who, startup=startup.shown(login.parameters))
         except Failure as error:
-            raise Refused(Why.INTERNAL, "the session could not be recorded", f"audit log: {error}") from error
+            what = f"the session could not be recorded: {NotRecorded()}"
+            raise Refused(Why.INTERNAL, what, f"audit log: {error}") from error
         # The agent holds a lease of its own and tells the client why the session ends; what is left then is cut.
         connection.on_end = _agent_ends
         try:

@@ -242,7 +242,7 @@ class Mongodb:
             _log.info("session ended", connection=session.connection, reason=str(error))
             client.send(requests.failure(Why.PROTOCOL, str(error), exchange.asked))
         except Unrecorded as error:
-            _log.error("session ended: audit log", connection=session.connection, reason=str(error))
+            _log.error("session ended: audit log", connection=session.connection, reason=error.detail)
             text = f"session ended: the command could not be recorded: {error}"
             client.send(requests.failure(Why.INTERNAL, text, exchange.asked))
         finally:

@@ -271,7 +271,7 @@ class Mysql:
             _log.info("session ended", connection=session.connection, reason=str(problem))
             why, reason = Why.PROTOCOL, str(problem)
         except Unrecorded as problem:
-            _log.error("session ended: audit log", connection=session.connection, reason=str(problem))
+            _log.error("session ended: audit log", connection=session.connection, reason=problem.detail)
             why, reason = Why.INTERNAL, f"session ended: the statement could not be recorded: {problem}"
         finally:
             session.on_end = None

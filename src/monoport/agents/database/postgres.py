@@ -14,7 +14,7 @@ import structlog
 
 from monoport.agents.database.certificates import Issuer
 from monoport.agents.database.contexts import Contexts
-from monoport.agents.database.conversation import Conversation, Unrecorded, Violation, reason
+from monoport.agents.database.conversation import Conversation, Unrecorded, Violation
 from monoport.agents.database.engine import Session, Unreachable
 from monoport.agents.database.passwords import PasswordError, password
 from monoport.agents.database.postgres_audit import audited
@@ -138,7 +138,7 @@ class Postgres:
             reason = f'database "{self._database.name}" did not answer in time'
             await client.write(_refusal(session, Why.OFFLINE, reason))
         except Unrecorded as error:
-            log.error("session refused: audit log", reason=str(error))
+            log.error("session refused: audit log", reason=error.detail)
             await client.write(_refusal(session, Why.INTERNAL, f"the session could not be recorded: {error}"))
 
     async def cancel(self, session: Session) -> None:
@@ -262,7 +262,7 @@ class Postgres:
             if _waits(conversation.tail):
                 client.send(_refusal(session, Why.PROTOCOL, str(error)))
         except Unrecorded as error:
-            _log.error("session ended: audit log", connection=session.connection, reason=str(error))
+            _log.error("session ended: audit log", connection=session.connection, reason=error.detail)
             client.send(_refusal(session, Why.INTERNAL, f"session ended: the statement could not be recorded: {error}"))
         finally:
             session.on_end = None
@@ -287,7 +287,7 @@ async def _record_startup(session: Session, startup: StartupMessage) -> None:
     try:
         await session.record([("db.session.settings", {"startup": parameters.shown(startup.settings)})])
     except (Failure, OSError) as error:
-        raise Unrecorded(reason(error)) from error
+        raise Unrecorded(error) from error
 
 
 def _waits(tail: bytes) -> bool:
