@@ -72,6 +72,7 @@ def test_the_strictest_recording_wins(make, said):
     )
     options = ask(make, make.user(roles=("one", "two")), roles).options
     assert options.record_session.strictness == max(order[one] for one in said)
+    assert options.recorded_by == ("two" if order[said[1]] > order[said[0]] else "one")
     assert options.record_input
 
 

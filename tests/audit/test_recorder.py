@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import hashlib
 import os
 import uuid
 from pathlib import Path
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from monoport.audit import recorder
 from monoport.audit.asciicast import Event as Line
 from monoport.audit.asciicast import Header, decode_event, decode_header, encode_event, encode_header
-from monoport.audit.recorder import Limits, RecordingError, Recordings, duration
+from monoport.audit.recorder import Limits, RecordingError, Recordings, duration, noted_hash
 
 ID = "0b5fd6f3-0a8e-4c1e-9a55-5d1f5a3c7e21"
 EASY = Limits(free=0)
@@ -70,8 +71,47 @@ async def test_what_was_seen_is_kept_in_order_with_its_times(tmp_path):
     ]
     assert duration(path) == 2.5
     assert recordings.news.is_set()
+    assert noted_hash(path) == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert path.with_suffix(".sha256").stat().st_mode & 0o777 == 0o600
     await recordings.remove(path)
-    assert recordings.ended() == []
+    assert recordings.ended() == list(recordings.folder.iterdir()) == []
+
+
+async def test_the_hash_is_of_what_was_written_whatever_the_disk_makes_of_it(tmp_path):
+    recordings = Recordings(tmp_path, EASY)
+    tape = await recordings.begin(header(), pytest.fail)
+    tape.output(b"x" * 3 * recorder.FLUSH_BYTES)
+    await until(lambda: tape._writing is None)
+    path = tmp_path / f"{ID}.cast.part"
+    sound = path.read_bytes()
+    with path.open("r+b") as file:
+        file.seek(500)
+        file.write(b"y")
+    await tape.finish()
+    (path,) = recordings.ended()
+    assert noted_hash(path) == hashlib.sha256(sound).hexdigest() != hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+async def test_a_hash_that_cannot_be_kept_costs_no_recording_and_one_without_its_file_goes(tmp_path, monkeypatch):
+    recordings = Recordings(tmp_path, EASY)
+    tape = await recordings.begin(header(), pytest.fail)
+    real = os.open
+
+    def full(path, *arguments):
+        if str(path).endswith(".sha256"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(path, *arguments)
+
+    monkeypatch.setattr(os, "open", full)
+    await tape.finish()
+    monkeypatch.undo()
+    (path,) = recordings.ended()
+    assert (noted_hash(path), recordings.counts) == ("", (1, 0))
+    recordings.put_aside(path)
+    (tmp_path / f"{ID}.sha256").write_text("kept beside what was put aside")
+    (tmp_path / f"{uuid.uuid4()}.sha256").write_text("of a recording that is gone")
+    assert Recordings(tmp_path, EASY).counts == (0, 1)
+    assert {one.name for one in tmp_path.iterdir()} == {f"{ID}.refused", f"{ID}.sha256"}
 
 
 async def test_it_is_on_the_disk_half_a_second_later_without_an_end(tmp_path, monkeypatch):
@@ -119,6 +159,7 @@ def test_a_file_cut_anywhere_is_ended_cleanly(tmp_path, cut, texts):
         assert list(folder.iterdir()) == []
         return
     assert [one.name for one in found] == [f"{ID}.cast"]
+    assert noted_hash(found[0]) == hashlib.sha256(found[0].read_bytes()).hexdigest()
     *kept, mark = lines(found[0])
     assert kept == events[: whole - 1]
     assert (mark.kind, mark.time) == ("m", kept[-1].time if kept else 0.0)

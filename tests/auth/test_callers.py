@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 
@@ -108,16 +109,18 @@ async def ask(world, identity, method, path, body):
 
 async def first_answer(world, identity):
     status, body = 0, b""
-    gone = False
+    gone = asyncio.Event()
 
     async def receive():
-        return {"type": "http.disconnect"} if gone else {"type": "http.request", "body": b"", "more_body": False}
+        await gone.wait()
+        return {"type": "http.disconnect"}
 
     async def send(message):
-        nonlocal status, body, gone
+        nonlocal status, body
         status = message.get("status", status)
         body += message.get("body", b"")
-        gone = gone or bool(body)
+        if body:
+            gone.set()
 
     scope = {"type": "http", "method": "GET", "path": "/v1/watch", "query_string": b"", "headers": []}
     await world.auth.app(

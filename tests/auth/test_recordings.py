@@ -393,6 +393,55 @@ async def test_a_recording_that_is_refused_for_good_is_put_aside_and_told(world:
     assert [path.name for path in folder.folder.iterdir()] == [f"{session}.refused"]
 
 
+async def test_a_recording_that_is_none_is_sent_three_times_and_no_more(world: World, tmp_path: Path) -> None:
+    node, host_id = await world.host_client("node", "web")
+    session, other = str(uuid.uuid4()), str(uuid.uuid4())
+    for each in (session, other):
+        await announce(world, host_id, each)
+    folder, audit = await sent(tmp_path, session), MemoryLog()
+    (folder.folder / f"{session}.cast").write_bytes(cast(str(uuid.uuid4())))  # of another session
+    (folder.folder / f"{other}.cast").write_bytes(cast(other))
+    pauses: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+
+    async with asyncio.TaskGroup() as group:
+        task = group.create_task(upload(folder, node, audit, sleep=sleep, rand=lambda: 1.0))
+        await gone(folder)
+        task.cancel()
+    assert pauses == [1.0, 2.0], "two more tries"
+    [event] = audit.events
+    assert (event.type, event.fields["session"]) == ("session.recording.failed", session)
+    assert f"not of session {session}" in str(event.fields["reason"])
+    assert [path.name for path in folder.folder.iterdir()] == [f"{session}.refused"]
+    assert (await world.admin_client().recording(other)).id == other, "it holds up no other"
+
+
+async def test_damage_on_the_nodes_disk_is_noticed_before_it_is_sent(world: World, tmp_path: Path) -> None:
+    node, host_id = await world.host_client("node", "web")
+    session = str(uuid.uuid4())
+    await announce(world, host_id, session)
+    folder, audit = Recordings(tmp_path / "node", Limits(free=0)), MemoryLog()
+    said = {"id": session, "user": f"alice@{CLUSTER}", "connection": "c1"}
+    tape = await folder.begin(Header(80, 24, 1_900_000_000, said), pytest.fail)
+    tape.output(b"sudo rm")
+    await tape.finish()
+    (path,) = folder.ended()
+    path.write_bytes(path.read_bytes().replace(b"sudo rm", b"sudo ls"))
+    async with asyncio.TaskGroup() as group:
+        task = group.create_task(upload(folder, node, audit))
+        await gone(folder)
+        task.cancel()
+    [event] = audit.events
+    assert event.type == "session.recording.failed"
+    assert event.fields.items() >= {"session": session, "user": f"alice@{CLUSTER}", "connection": "c1"}.items()
+    assert "damaged on the node's disk" in str(event.fields["reason"])
+    assert b"sudo ls" in path.with_suffix(".refused").read_bytes()
+    with pytest.raises(AuthError, match="no recording"):
+        await world.admin_client().recording(session)
+
+
 async def test_what_a_kill_left_between_file_and_index_is_taken_up_again(tmp_path: Path, clock) -> None:
     session = str(uuid.uuid4())
     vault = recordings.Vault(tmp_path, clock, free=0)

@@ -107,8 +107,11 @@ async def test_refusals_name_what_was_refused(world):
     caller = alice(world)
     with pytest.raises(NotFound, match='no database "absent"'):
         await world.auth.service.reissue(caller, reissue(destination=to("absent")))
-    with pytest.raises(Forbidden, match='"postgres"'):
+    with pytest.raises(Forbidden, match='"postgres"') as caught:
         await world.auth.service.reissue(caller, reissue(destination=to(user="postgres", database="main")))
+    assert "by allow.db_users; looked at role access" in caught.value.rule
+    assert "role" not in str(caught.value)
+    assert caught.value.about == {"database": "prod", "db_user": "postgres", "db_name": "main"}
     with pytest.raises(Forbidden, match='"secret"'):
         await world.auth.service.reissue(caller, reissue(destination=to(user="app", database="secret")))
     with pytest.raises(Invalid, match="speaks postgres, not mysql"):

@@ -1,6 +1,7 @@
 """The outer call: one line and an exit status for everything that can go wrong."""
 
 import asyncio
+import logging
 import subprocess
 import sys
 
@@ -105,3 +106,18 @@ def test_missing_and_full_standard_streams_are_one_line_too(tmp_path, words, str
     assert (ended.returncode, ended.stdout) == (status, "")
     assert ended.stderr.startswith(said)
     assert len(ended.stderr.splitlines()) <= 1
+
+
+def test_what_the_client_notes_of_connections_is_shown_to_who_debugs(capsys):
+    @click.group("tool", cls=Group)
+    def tool():
+        """A tool."""
+
+    @tool.command()
+    def joins():
+        """A command."""
+        logging.getLogger("monoport.client").debug("connection of %s joined", "127.0.0.1:1\x1b[2J")
+
+    for arguments, said in ([], ""), (["--debug"], "connection of 127.0.0.1:1\\x1b[2J joined\n"), ([], ""):
+        assert execute(tool, ["joins", *arguments]) == 0
+        assert capsys.readouterr().err == said

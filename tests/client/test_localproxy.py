@@ -333,6 +333,46 @@ async def test_many_connections_at_once(home: Home, cas: Cas) -> None:
     assert sorted(answers) == sorted(b"N%d" % number for number in range(40))
 
 
+@pytest.mark.parametrize("who", ["server", "client"])
+async def test_a_connection_that_breaks_off_is_said_once_with_both_its_ends(
+    home: Home, cas: Cas, who: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("DEBUG", "monoport.client")
+    said: list[str] = []
+    sources: list[str] = []
+    heard = asyncio.Event()
+
+    async def row(stream: Stream) -> None:
+        host, port = stream.raw._sock.getpeername()  # type: ignore[attr-defined]
+        sources.append(f"{host}:{port}")
+        await stream.write(b"half a row")
+        if who == "client":
+            await stream.read()
+            return
+        stream.abort()
+
+    def report(line: str) -> None:
+        said.append(line)
+        heard.set()
+
+    async with Database(row).running(server_context(cas, alpn=ALPN)) as port:
+        wrapping = Wrapping(Front(signed_in(home, cas, port)), ALPN, None)
+        async with local(wrapping, report) as address:
+            client = socket.create_connection((address.host, address.port))
+            client.setblocking(False)
+            ours = "{}:{}".format(*client.getsockname())
+            assert await asyncio.get_running_loop().sock_recv(client, 100) == b"half a row"
+            if who == "client":
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # close() resets
+                client.close()
+            await heard.wait()
+            client.close()
+    [line], [source] = said, sources
+    assert line.startswith(f"connection of {ours} broke off: ")
+    assert line.endswith(f" [from {source}]")
+    assert caplog.messages == [f"connection of {ours} joined [from {source}]"], "for who debugs"
+
+
 async def test_stopping_ends_connections_that_are_open(home: Home, cas: Cas) -> None:
     async with Database(upper).running(server_context(cas, alpn=ALPN)) as port:
         profile = signed_in(home, cas, port)

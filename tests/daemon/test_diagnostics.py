@@ -284,6 +284,7 @@ async def test_every_metric_that_a_daemon_shows_is_in_the_table_and_names_nobody
         "kind",
         "role",
         "service",
+        "state",
         "result",
         "direction",
         "version",

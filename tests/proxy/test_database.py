@@ -14,8 +14,8 @@ import pytest
 from monoport import protocols
 from monoport.access.claims import Destination
 from monoport.access.resources import Database, DatabaseSpec, Metadata
+from monoport.audit.outage import NotRecorded
 from monoport.auth.keys import load_chain
-from monoport.errors import Failure
 from monoport.net.memory import pair
 from monoport.net.stream import Stream
 from monoport.net.tls import HandshakeError, connect_tls
@@ -383,13 +383,16 @@ async def test_the_agents_own_refusal_is_final(front: Front, cluster: Cluster) -
 
 async def test_a_session_that_cannot_be_recorded_does_not_take_place(front: Front, cluster: Cluster) -> None:
     async def full(kind: str, /, **fields: object) -> None:
-        raise Failure("disk full")
+        raise NotRecorded
 
     front.world.audit.emit = full  # type: ignore[method-assign]
     async with front.client(cluster.user()) as client:
         await client.write(STARTUP)
         told = await error(client)
-        assert (told["C"], told["M"]) == ("XX000", "the session could not be recorded [connection c1]")
+        assert (told["C"], told["M"]) == (
+            "XX000",
+            f"the session could not be recorded: {NotRecorded()} [connection c1]",
+        )
     assert front.server.openings == []
 
 

@@ -188,7 +188,9 @@ def test_who_must_be_recorded_is_not_let_in_where_nothing_is(
     cluster.login(trudy, "--no-ssh-setup")
     assert trudy.tsh("ssh", f"{login}@legacy", "echo inside", code=None).stdout == ""
     found = [one for one in events(cluster, "session.deny") if one["user"] == "trudy@example.com"]
-    assert {one["rule"] for one in found} == {"options.record_session: strict"}
+    assert {one["rule"] for one in found} == {"role taped: options.record_session is strict"}
+    lines = [line for line in sshd.agent.text().splitlines() if "sshd may not let in" in line]
+    assert [line for line in lines if f"connection={found[0]['connection']}" in line]
 
 
 def test_a_lock_ends_the_session(cluster: Cluster, login: str, sshd: Sshd, folder: Path) -> None:

@@ -9,6 +9,7 @@ import subprocess
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import asyncpg
 import psycopg
@@ -155,9 +156,21 @@ def test_a_denial_names_what_was_refused(cluster: Cluster, dba: Person, need, us
     refused = dba.tsh("db", "login", "pg", f"--db-user={user}", f"--db-name={name}", code=None)
     assert refused.returncode == 1
     assert says in refused.stderr
+    assert "role" not in refused.stderr
+    decided = _last_event(cluster, "auth.deny")
+    assert (decided["user"], decided["operation"]) == ("alice@example.com", "reissue")
+    assert (decided["database"], decided["db_user"], decided["db_name"]) == ("pg", user, name)
+    assert "looked at role access" in decided["rule"]
     dba.tsh("db", "login", "pg", "--db-user=alice", "--db-name=app")
     done = dba.run(need("psql"), straight(cluster, dba, user=user, name=name), "-c", "select 1", code=2)
     assert says in done.stderr
+    assert "role" not in done.stderr
+
+
+def _last_event(cluster: Cluster, event_type: str) -> dict[str, Any]:
+    """The fields of the newest event of a type, which is there by the time its request was answered."""
+    events = json.loads(cluster.tctl("events", "ls", "--type", event_type, "--format=json").stdout)
+    return dict(events[0])
 
 
 def test_no_certificate_no_byte_to_the_server(cluster: Cluster, dba: Person, server: PostgresServer, need) -> None:

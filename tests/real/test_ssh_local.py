@@ -13,13 +13,14 @@ from pathlib import Path
 import pytest
 
 from .clients import Client, program
-from .cluster import BIN, Cluster, Person
+from .cluster import BIN, Cluster, Person, wait_until
 
 TUNNEL = "`tsh proxy ssh --listen 127.0.0.1:2222 --tunnel node`, then "
 
 
 @contextmanager
-def listening(person: Person, *words: str) -> Iterator[int]:
+def listening(person: Person, *words: str, said: list[str] | None = None) -> Iterator[int]:
+    """The port of `tsh proxy ssh --listen` while the body runs; its lines on stderr are in `said` afterwards."""
     command = [BIN / "tsh", "proxy", "ssh", "--listen", "127.0.0.1:0", *words]
     with subprocess.Popen(command, env=person.env(), stdout=subprocess.PIPE, stderr=subprocess.PIPE) as proxy:
         line = proxy.stdout.readline().decode()
@@ -27,8 +28,11 @@ def listening(person: Person, *words: str) -> Iterator[int]:
         assert found, (line, proxy.stderr.read())
         yield int(found[1])
         proxy.send_signal(signal.SIGINT)
-        assert proxy.wait(10) == 0, proxy.stderr.read()
-        assert b"Traceback" not in proxy.stderr.read()
+        status, text = proxy.wait(10), proxy.stderr.read().decode()
+        assert status == 0, text
+        assert "Traceback" not in text
+        if said is not None:
+            said += text.splitlines()
 
 
 @pytest.fixture
@@ -104,8 +108,11 @@ def test_a_login_that_is_refused_is_named(alice: Person, login: str, words: list
     assert done.stdout == "still here\n", "one connection's fault stays its own"
 
 
-def test_without_tunnel_the_client_brings_its_own_certificate(alice: Person, login: str, need) -> None:
-    with listening(alice, "node") as port:
+def test_without_tunnel_the_client_brings_its_own_certificate(
+    cluster: Cluster, alice: Person, login: str, need
+) -> None:
+    said: list[str] = []
+    with listening(alice, "--debug", "node", said=said) as port:
         known = f"UserKnownHostsFile {alice.home}/.ssh/known_hosts"
         words = [
             "-F",
@@ -122,6 +129,11 @@ def test_without_tunnel_the_client_brings_its_own_certificate(alice: Person, log
         assert alice.run(need("ssh"), *words, f"{login}@127.0.0.1", "id -un").stdout == f"{login}\n"
         refused = alice.run(need("ssh"), *words, f"{login}@127.0.0.1", "id -un", code=255, SSH_AUTH_SOCK="")
         assert "Permission denied" in refused.stderr
+    joined = re.compile(r"connection of 127\.0\.0\.1:\d+ joined \[from 127\.0\.0\.1:(\d+)\]")
+    ours = [found[1] for found in map(joined.fullmatch, said) if found]
+    assert len(set(ours)) == len(said) == 2, said
+    named = lambda: all(f"source=127.0.0.1:{one}" in cluster.front.text() for one in ours)  # noqa: E731
+    wait_until(named, 15, "the front's log names them so")
 
 
 def test_an_identity_is_lent_on_loopback_alone(alice: Person) -> None:

@@ -169,8 +169,10 @@ async def test_an_agent_that_does_not_come_in_time_is_given_up(world, monkeypatc
     backs.gate = asyncio.Event()
     async with running(world, echo, backs):
         await ordering(world)
-        stream = await once(world)
+        with capture_logs() as logs:
+            stream = await once(world)
         assert stream not in backs.proxies
+        assert [one["connection"] for one in logs if one["event"] == "no dial-back in time"] == [ASKED.connection]
         backs.gate.set()
         stream.close()
 
@@ -289,7 +291,7 @@ async def test_an_agent_cannot_report_more_failures_than_it_has_orders():
     ours, theirs = pair()
     async with asyncio.timeout(5), asyncio.TaskGroup() as group:
         serving = group.create_task(_raised(orders.serve(ours)))
-        asking = group.create_task(orders.connection())
+        asking = group.create_task(orders.connection("c1"))
         for _ in range(1 + SPARES):
             await dial.ordered(theirs)
         for _ in range(1 + SPARES):

@@ -20,6 +20,7 @@ from monoport.access.resources import Database, Lock, Node, Recording, Role
 from monoport.access.roles import any_name_left, rule_matches
 
 __all__ = [
+    "UNACCEPTED",
     "Action",
     "Allowed",
     "DatabaseLogin",
@@ -29,19 +30,24 @@ __all__ = [
     "Ssh",
     "authorize",
     "authorize_verb",
+    "sight",
     "visible",
 ]
+
+
+UNACCEPTED: Final = "certificate: not accepted"  # the rule where nobody is known whose roles could be asked
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
     """What a permitted session may do besides, and what is kept of it, by the roles that allow this very access.
 
-    Recording is as strict as the strictest of them says, the ttl is the shortest.
+    Recording is as strict as the strictest of them says, which is `recorded_by`; the ttl is the shortest.
     """
 
     forwarding: Mapping[Forwarding, Verdict]
     record_session: Recording
+    recorded_by: str
     record_input: bool
     max_session_ttl: timedelta
 
@@ -100,7 +106,7 @@ class Denied:
 
 @dataclass(frozen=True, slots=True)
 class Allowed:
-    """An API verb is allowed; `rule` says by which rule of which role."""
+    """An API verb, or the sight of a resource, is allowed; `rule` says by which rule of which role."""
 
     rule: str
 
@@ -160,17 +166,27 @@ def visible(
     A node is shown if its labels are allowed and not denied, whatever the login. Of a database, besides, some database
     user must be left: one that a role which allows its labels names, and no role denies.
     """
-    locks = tuple(locks)
-    if isinstance(resource, Node):
-        return isinstance(_decide(identity, ask_node(resource, None), roles, locks, now), _Grant)
+    return isinstance(sight(identity, resource, roles, locks, now), Allowed)
+
+
+def sight(
+    identity: Identity, resource: Node | Database, roles: Mapping[str, Role], locks: Iterable[Lock], now: datetime
+) -> Allowed | Denied:
+    """Decide what `visible` tells, and by which rule."""
     only = identity.destination.user if identity.destination is not None else ""
-    action = DatabaseLogin(only, None) if only else None
-    answer = _decide(identity, ask_database(resource, action), roles, locks, now)
-    if isinstance(answer, Denied) or only:
-        return isinstance(answer, _Grant)
-    allow = (pattern for role in answer.roles for pattern in role.spec.allow.db_users)
-    deny = (pattern for name in identity.roles for pattern in roles[name].spec.deny.db_users)
-    return any_name_left(allow, deny, identity.traits)
+    if isinstance(resource, Node):
+        question = ask_node(resource, None)
+    else:
+        question = ask_database(resource, DatabaseLogin(only, None) if only else None)
+    answer = _decide(identity, question, roles, tuple(locks), now)
+    if isinstance(answer, Denied):
+        return answer
+    if isinstance(resource, Database) and not only:
+        allow = (pattern for role in answer.roles for pattern in role.spec.allow.db_users)
+        deny = (pattern for name in identity.roles for pattern in roles[name].spec.deny.db_users)
+        if not any_name_left(allow, deny, identity.traits):
+            return Denied(question.reason, "no role: allow.db_users has a name that no deny.db_users has")
+    return Allowed(answer.rule)
 
 
 def authorize_verb(  # noqa: PLR0917  in the order of authorize
@@ -320,9 +336,11 @@ def _allowed_by_roles(identity: Identity, question: Question, held: Sequence[Rol
 
 def _options(roles: Sequence[Role]) -> Options:
     options = [role.spec.options for role in roles]
+    strictest = max(roles, key=lambda role: role.spec.options.record_session.strictness)
     return Options(
         forwarding=verdicts(roles),
-        record_session=max((one.record_session for one in options), key=lambda one: one.strictness),
+        record_session=strictest.spec.options.record_session,
+        recorded_by=strictest.name,
         record_input=any(one.record_input for one in options),
         max_session_ttl=min(one.max_session_ttl for one in options),
     )

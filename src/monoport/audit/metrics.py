@@ -87,6 +87,12 @@ TABLE: Final[Mapping[str, Description]] = {
         Description("ssh_connections_open", _GAUGE, "logins at this SSH node now"),
         Description("ssh_sessions_open", _GAUGE, "shells, commands and file transfers at this SSH node now"),
         Description("ssh_logins", _COUNTER, "logins at this SSH node"),
+        Description(
+            "recordings",
+            _GAUGE,
+            "recordings at this SSH node: waiting for the auth service, or refused by it and put aside",
+            ("state",),
+        ),
         Description("database_sessions_open", _GAUGE, "sessions through this database agent now", ("protocol",)),
         Description("database_sessions", _COUNTER, "sessions through this database agent", ("protocol",)),
         Description("database_statements", _COUNTER, "statements recorded and passed on", ("protocol",)),

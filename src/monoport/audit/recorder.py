@@ -3,13 +3,17 @@
 Belongs here: one folder of asciicast files, its bounds, and its thread. Does not: the format (asciicast.py), where
 recordings go from here (agents.node.upload), whether a session is recorded (access) or ends without (its session).
 
-A growing file is `<id>.cast.part`; ended it is `<id>.cast`. What was recorded is written and synced FLUSH_SECONDS later
-at the most, which is what a kill or a power cut can cost.
+A growing file is `<id>.cast.part`; ended it is `<id>.cast`, and what will never be taken is `<id>.refused`. What was
+recorded is written and synced FLUSH_SECONDS later at the most, which is what a kill or a power cut can cost.
+
+`<id>.sha256` is the hash of what was written, from memory: damage on this disk is noticed before the auth service keeps
+it. Of a recording that a kill cut short it is taken when that is found.
 """
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
 import time
 from collections.abc import Callable
@@ -43,6 +47,8 @@ FLUSH_BYTES: Final = 65_536  # written at once without waiting: `cat` of a large
 WAITING: Final = 1024 * 1024  # bytes of one session that may wait for the disk; then its output pauses
 PART: Final = ".cast.part"
 ENDED: Final = ".cast"
+HASH: Final = ".sha256"
+ASIDE: Final = ".refused"
 TAIL: Final = 65_536  # bytes read at once when looking for the last whole line
 
 Result = TypeVar("Result")
@@ -87,7 +93,10 @@ class Recordings:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             for path in folder.glob(f"*{PART}"):
                 _end_torn(path)
-            self._used = sum(one.stat().st_size for one in folder.iterdir())
+            for path in folder.glob(f"*{HASH}"):
+                if not any(path.with_suffix(kept).exists() for kept in (ENDED, ASIDE)):
+                    path.unlink()  # a kill came between the two
+            self._used = sum(one.stat().st_size for one in folder.iterdir() if one.suffix != HASH)
         except OSError as error:
             raise RecordingError(f"recordings folder {folder} cannot be used: {error.strerror or error}") from error
 
@@ -103,11 +112,21 @@ class Recordings:
             file = await self._in_thread(lambda: self._create(path, line))
         except OSError as error:
             raise RecordingError(f"the session cannot be recorded: {error.strerror or error}") from error
-        return Recorder(self, path, file, len(line), failed)
+        return Recorder(self, path, file, line, failed)
 
     def ended(self) -> list[Path]:
         """Return the recordings that wait for upload, the oldest first."""
         return sorted(self.folder.glob(f"*{ENDED}"), key=lambda path: (path.stat().st_mtime_ns, path.name))
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """How many recordings wait for the auth service, and how many it has refused for good."""
+        waiting, refused = (sum(1 for _ in self.folder.glob(f"*{kind}")) for kind in (ENDED, ASIDE))
+        return waiting, refused
+
+    def put_aside(self, path: Path) -> None:
+        """Keep a recording that will not be sent; raises OSError."""
+        path.rename(path.with_suffix(ASIDE))
 
     async def remove(self, path: Path) -> None:
         """Delete a recording that the auth service keeps; raises OSError."""
@@ -138,6 +157,7 @@ class Recordings:
     def _remove(self, path: Path) -> None:
         size = path.stat().st_size
         path.unlink()
+        path.with_suffix(HASH).unlink(missing_ok=True)
         _sync_folder(self.folder)
         self._used -= size
 
@@ -155,14 +175,13 @@ class Recordings:
             raise RecordingError(f"the recording cannot be written: {error.strerror or error}") from error
         self._used += len(data)
 
-    def _end(self, path: Path, file: int) -> None:
-        """Sync, close and give the file its name."""
+    def _end(self, path: Path, file: int, digest: str) -> None:
+        """Sync, close, note the hash and give the file its name."""
         try:
             os.fsync(file)
         finally:
             os.close(file)
-        path.rename(path.with_name(path.name.removesuffix(PART) + ENDED))
-        _sync_folder(self.folder)
+        _name_ended(path, digest)
 
     def _room(self, size: int) -> None:
         limit = self.limits.folder
@@ -177,8 +196,9 @@ class Recordings:
 class Recorder:
     """One growing recording; made by `Recordings.begin`."""
 
-    def __init__(self, home: Recordings, path: Path, file: int, size: int, failed: Callable[[str], object]) -> None:
-        self._home, self._path, self._file, self._size, self._failed = home, path, file, size, failed
+    def __init__(self, home: Recordings, path: Path, file: int, line: bytes, failed: Callable[[str], object]) -> None:
+        self._home, self._path, self._file, self._size, self._failed = home, path, file, len(line), failed
+        self._digest = hashlib.sha256(line)  # of what has been written
         self._loop = asyncio.get_running_loop()
         self._started = home.clock()
         self._output, self._input = Output(), Output()
@@ -225,7 +245,8 @@ class Recorder:
             if self._writing is not None:
                 await asyncio.wait((self._writing,))
         try:
-            await self._home._in_thread(lambda: self._home._end(self._path, self._file))
+            digest = self._digest.hexdigest()
+            await self._home._in_thread(lambda: self._home._end(self._path, self._file, digest))
         except OSError as error:
             self._fail(f"the recording cannot be ended: {error.strerror or error}")
             return
@@ -253,9 +274,14 @@ class Recorder:
             return
         data = b"".join(self._lines)
         self._lines.clear()
-        work = partial(self._home._append, self._file, data, self._size)
+        work = partial(self._write, data)
         self._writing = self._loop.run_in_executor(self._home._thread, work)
         self._writing.add_done_callback(lambda done: self._written(done, len(data)))
+
+    def _write(self, data: bytes) -> None:
+        """In the thread."""
+        self._home._append(self._file, data, self._size)
+        self._digest.update(data)
 
     def _written(self, done: asyncio.Future[None], size: int) -> None:
         self._writing = None
@@ -303,9 +329,34 @@ def _end_torn(path: Path) -> None:
         file.write(encode_event(Event(_last_time(file, whole), "m", "the node's agent was stopped here")))
         file.flush()
         os.fsync(file.fileno())
-    path.rename(path.with_name(path.name.removesuffix(PART) + ENDED))
-    _sync_folder(path.parent)
+        file.seek(0)
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    _name_ended(path, digest)
     _log.warning("recording of an interrupted session recovered", file=path.name.removesuffix(PART))
+
+
+def _name_ended(path: Path, digest: str) -> None:
+    """Give a recording that is written the name of an ended one, its hash beside it."""
+    ended = path.with_name(path.name.removesuffix(PART) + ENDED)
+    try:
+        file = os.open(ended.with_suffix(HASH), os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        try:
+            _write_all(file, f"{digest}\n".encode())
+        finally:
+            os.close(file)
+    except OSError as error:  # a full disk: the recording itself is there
+        ended.with_suffix(HASH).unlink(missing_ok=True)
+        _log.warning("a recording's hash is not kept", recording=ended.stem, error=error.strerror)
+    path.rename(ended)
+    _sync_folder(path.parent)
+
+
+def noted_hash(path: Path) -> str:
+    """The SHA-256, in hex, of an ended recording as it was written; "" where none was noted. Raises OSError."""
+    try:
+        return path.with_suffix(HASH).read_text("ascii", "replace").strip()
+    except FileNotFoundError:
+        return ""
 
 
 def _whole_lines(file: BinaryIO) -> int:

@@ -8,7 +8,7 @@ import re
 from datetime import timedelta
 from typing import assert_never
 
-from monoport.access.decide import visible
+from monoport.access.decide import Denied, sight, visible
 from monoport.access.identity import Identity, Kind
 from monoport.access.resources import (
     MAX_TTL,
@@ -63,17 +63,21 @@ class Administration:
 
     async def get(self, caller: Identity, kind: str, name: str) -> Resource:
         """One resource; raises NotFound."""
+        restricted, rule = False, ""
         try:
             await self._require(caller, kind, "read")
-            candidates = await self._all(kind)
         except Forbidden:
             if kind not in LISTED or caller.kind is not Kind.USER:
                 raise
-            candidates = await self._in_reach(caller, kind)
-        for resource in candidates:
+            require_current(caller, await self._parts.resources.locks(), self._parts.now())
+            restricted = True
+        for resource in await self._all(kind):
             if name == resource.name or (isinstance(resource, Node) and name == resource.spec.hostname):
-                return resource
-        raise NotFound(f"no {kind}/{name}")
+                denied = await self._out_of_reach(caller, resource) if restricted else None
+                if denied is None:
+                    return resource
+                rule = denied.rule
+        raise NotFound(f"no {kind}/{name}", rule)
 
     async def create(self, caller: Identity, resource: Resource, force: bool) -> Resource:
         """Stores a document; raises Exists unless `force`, Invalid for what only its owner registers."""
@@ -167,6 +171,12 @@ class Administration:
                 return await self._parts.resources.list(kind)
             case _:
                 raise NotFound(f"no resources of kind {kind}")
+
+    async def _out_of_reach(self, caller: Identity, resource: Resource) -> Denied | None:
+        assert isinstance(resource, Node | Database), "only these are asked for without a rule"
+        roles, locks = await self._parts.resources.roles(), await self._parts.resources.locks()
+        seen = sight(caller, resource, roles, locks, self._parts.now())
+        return seen if isinstance(seen, Denied) else None
 
     async def _in_reach(self, caller: Identity, kind: str) -> tuple[Resource, ...]:
         locks, now = await self._parts.resources.locks(), self._parts.now()

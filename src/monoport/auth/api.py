@@ -25,6 +25,7 @@ from monoport.audit.outage import NotRecorded
 from monoport.audit.segments import SpoolError
 from monoport.auth import messages, refusals
 from monoport.auth.administration import Administration
+from monoport.auth.denials import Denials
 from monoport.auth.recorded import RecordingService
 from monoport.auth.recordings import Filter
 from monoport.auth.resources import Line
@@ -103,7 +104,7 @@ def build(
         ("DELETE", "/v1/recordings/{id}", recorded.remove),
     ]
     return Starlette(
-        routes=[Route(path, _guarded(endpoint), methods=[method]) for method, path, endpoint in routes],
+        routes=[_route(method, path, endpoint, service.denials) for method, path, endpoint in routes],
         exception_handlers={HTTPException: _http_error},
     )
 
@@ -264,6 +265,7 @@ class _Watch(Response):
         """Sends lines until the peer leaves, the watcher has fallen behind, or the caller is refused."""
         turn = asyncio.Lock()
         started = False
+        refused: list[Failure] = []
 
         async def write(line: Line) -> None:
             nonlocal started
@@ -289,10 +291,14 @@ class _Watch(Response):
             except Failure as error:
                 if started:
                     raise
-                await _refused(error)(scope, receive, send)
+                refused.append(error)
 
         if await _first(follow(), say_alive(), wait_for_end()) and started:
             await send({"type": "http.response.body", "body": b"", "more_body": False})
+        for error in refused:
+            if isinstance(error, refusals.Refusal):
+                await self._service.denials.note(self._caller, "watch", error, {})
+            await _refused(error)(scope, receive, send)
 
 
 async def _first(*works: Coroutine[Any, Any, None]) -> bool:
@@ -342,12 +348,20 @@ def _done() -> Response:
     return JSONResponse({})
 
 
-def _guarded(endpoint: Endpoint) -> Endpoint:
+def _route(method: str, path: str, endpoint: Endpoint, denials: Denials) -> Route:
+    operation = f"recording_{endpoint.__name__}" if path.startswith("/v1/recordings") else endpoint.__name__
+    return Route(path, _guarded(endpoint, operation, denials), methods=[method])
+
+
+def _guarded(endpoint: Endpoint, operation: str, denials: Denials) -> Endpoint:
     async def call(request: Request) -> Response:
         try:
             return await endpoint(request)
+        except refusals.Refusal as error:
+            await denials.note(_caller(request), operation, error, _asked(request))
+            return _refused(error)
         except Failure as error:
-            return _refused(error, request)
+            return _refused(error)
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False, include_context=False)[0]
             where = ".".join(str(part) for part in first["loc"])
@@ -359,12 +373,19 @@ def _guarded(endpoint: Endpoint) -> Endpoint:
     return call
 
 
-def _refused(error: Failure, request: Request | None = None) -> Response:
+def _asked(request: Request) -> dict[str, object]:
+    """What the path says of a request, but for tokens, whose names are secrets."""
+    asked = dict(request.path_params)
+    if "id" in asked:
+        asked["session"] = asked.pop("id")
+    if asked.get("kind") == "token":
+        asked.pop("name", None)
+    return asked
+
+
+def _refused(error: Failure) -> Response:
     match error:
         case refusals.Forbidden():
-            caller = str(_caller(request)) if request is not None else ""
-            path = request.url.path if request is not None else "/v1/watch"
-            _log.info("refused", path=path, caller=caller, reason=str(error), rule=error.rule)
             return _error(403, error.code, str(error))
         case refusals.Refusal():
             return _error(STATUSES[type(error)], error.code, str(error))

@@ -167,6 +167,7 @@ class AuthClient(Calls):
         certificate: str,
         name: str,
         database: str = "",
+        connection: str = "",
     ) -> messages.Certificate:
         """A client certificate of the database CA (CN = database user) for a session of the user passed along.
 
@@ -174,6 +175,7 @@ class AuthClient(Calls):
             public_key: SPKI PEM of the agent's key. user: the database user.
             certificate: the user's X.509 certificate, PEM, as the preface brought it.
             name: the database's resource name, which this agent must have registered. database: its inner name.
+            connection: for which connection, for the audit log.
         """
         request = {
             "public_key": public_key,
@@ -182,6 +184,7 @@ class AuthClient(Calls):
             "certificate": certificate,
             "name": name,
             "database": database,
+            "connection": connection,
         }
         return await self._post("/v1/certificates/database-client", request, messages.Certificate)
 

@@ -94,7 +94,8 @@ def _require_own(caller: Identity, resource: Resource) -> tuple[Kind, str]:
             if "node" not in caller.roles:
                 raise Forbidden("only nodes register nodes", f"host with roles {', '.join(caller.roles)}")
             if resource.spec.hostname.lower() not in caller.principals:
-                raise Forbidden(f'the hostname "{resource.spec.hostname}" is not on this host\'s certificate')
+                what = f'the hostname "{resource.spec.hostname}" is not on this host\'s certificate'
+                raise Forbidden(what, f"certificate of {', '.join(caller.principals)}")
             claimed = ("node", resource.spec.hostname.lower())
         case Database():
             if "db" not in caller.roles:

@@ -23,6 +23,7 @@ Names = Annotated[tuple[Name, ...], Field(max_length=64)]
 PublicKey = Annotated[str, Field(min_length=1, max_length=4096)]  # an RSA key of 8192 bits has 1.5 KiB
 CertificatePem = Annotated[str, Field(min_length=1, max_length=32_768)]
 Seconds = Annotated[int, Field(ge=1, le=MAX_TTL)]
+ConnectionId = Annotated[str, Field(max_length=64)]
 
 
 class Request(BaseModel):
@@ -46,7 +47,7 @@ class Authenticate(Request):
     ssh_public_key: PublicKey
     ttl: Seconds | None = None
     source: Annotated[str, Field(max_length=64)] = ""
-    connection: Annotated[str, Field(max_length=64)] = ""
+    connection: ConnectionId = ""
 
 
 class Join(Request):
@@ -59,7 +60,7 @@ class Join(Request):
     ssh_public_key: PublicKey
     names: Names = ()
     source: Annotated[str, Field(max_length=64)] = ""
-    connection: Annotated[str, Field(max_length=64)] = ""
+    connection: ConnectionId = ""
 
 
 class RouteTo(Request):
@@ -98,6 +99,7 @@ class DatabaseClient(Request):
     user: Name
     database: Annotated[str, Field(max_length=255)] = ""
     ttl: Seconds | None = None
+    connection: ConnectionId = ""
 
 
 class SignUser(Request):

@@ -120,7 +120,7 @@ def require_verb(  # noqa: PLR0917 - the order of access.decide: who, what, how,
         return
     decision = authorize_verb(caller, kind, verb, roles, locks=_locks_for(caller, locks), now=now)
     if isinstance(decision, Denied):
-        raise Forbidden(decision.reason, decision.rule)
+        raise Forbidden(decision.reason, decision.rule, kind=kind, verb=verb)
 
 
 def _locks_for(caller: Identity, locks: Iterable[Lock]) -> Iterable[Lock]:

@@ -14,7 +14,7 @@ from monoport.audit.events import Event
 from monoport.auth import messages
 from monoport.auth.permissions import Operation, require, require_current, require_verb
 from monoport.auth.recordings import Filter, Offer, Recorded, Vault, check_id
-from monoport.auth.refusals import Forbidden, NotFound, SessionUnknown
+from monoport.auth.refusals import Forbidden, NotFound, Refusal, SessionUnknown
 from monoport.auth.service import Service
 
 
@@ -83,9 +83,10 @@ class RecordingService:
 
     async def list(self, caller: Identity, wanted: Filter, limit: int, before: str | None) -> messages.RecordingPage:
         """Recordings that the caller may see: all of them by a rule, else those of the caller's own sessions."""
-        if not await self._sees_all(caller, "list"):
+        denial = await self._sees_own_only(caller, "list")
+        if denial is not None:
             if wanted.user not in {"", str(caller)}:
-                raise Forbidden("cannot list recordings of others: access denied", f"asked by {caller}")
+                raise Forbidden("cannot list recordings of others: access denied", denial.rule, owner=wanted.user)
             wanted = Filter(str(caller), wanted.node, wanted.since)
         found, position = await self._vault.list(wanted, limit, before)
         return messages.RecordingPage(recordings=tuple(map(_shown, found)), next=position)
@@ -115,22 +116,25 @@ class RecordingService:
         await self._service.record("recording.removed", **noted, sha256=found.sha256)
 
     async def _visible(self, caller: Identity, recording: str) -> Recorded:
-        everything = await self._sees_all(caller, "read")
+        denial = await self._sees_own_only(caller, "read")
         found = await self._vault.get(recording)
-        if not everything and found.user != str(caller):
-            raise NotFound(f"no recording {recording}")
+        if denial is not None and found.user != str(caller):
+            raise NotFound(f"no recording {recording}", denial.rule, owner=found.user, node=found.node)
         return found
 
-    async def _sees_all(self, caller: Identity, verb: str) -> bool:
-        """Whether a rule lets the caller see every recording; raises Forbidden for who may not even see their own."""
+    async def _sees_own_only(self, caller: Identity, verb: str) -> Refusal | None:
+        """Why the caller does not see every recording; None where a rule allows it.
+
+        Raises Forbidden for who may not even see their own.
+        """
         try:
             await self._require_verb(caller, verb)
-        except Forbidden:
+        except Forbidden as denial:
             require_current(caller, await self._parts.resources.locks(), self._parts.now())
             if caller.kind is not Kind.USER or caller.destination is not None or caller.usage:
                 raise
-            return False
-        return True
+            return denial
+        return None
 
     async def _require_verb(self, caller: Identity, verb: str) -> None:
         roles, locks = await self._parts.resources.roles(), await self._parts.resources.locks()

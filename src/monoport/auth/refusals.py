@@ -3,31 +3,43 @@
 Belongs here: names and codes. What leads to them, the rooms that raise them know; HTTP statuses, `api` knows.
 """
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 from monoport.errors import Failure
 
 
 class Refusal(Failure):
-    """The service refuses; `code` travels in the answer, the text is for the user."""
+    """The service refuses; `code` travels in the answer, the text is for the user.
+
+    Args:
+        rule: which rule decided, where one did; for the audit log alone.
+        about: fields of the event that says so.
+    """
 
     code: ClassVar[str] = "refused"
+    recorded: ClassVar[bool] = False  # who raises it has put it into the audit log already
+
+    def __init__(self, message: str, rule: str = "", **about: object) -> None:
+        super().__init__(message)
+        self.rule = rule
+        self.about: Mapping[str, object] = about
 
 
 class Forbidden(Refusal):
-    """The caller is known and may not do this. `rule` says why, for the audit log alone."""
+    """The caller is known and may not do this; there is always a rule."""
 
     code = "access_denied"
 
-    def __init__(self, message: str, rule: str = "") -> None:
-        super().__init__(message)
-        self.rule = rule
+    def __init__(self, message: str, rule: str, **about: object) -> None:
+        super().__init__(message, rule, **about)
 
 
 class NameOwned(Forbidden):
     """The name of a node or database belongs to other hosts; the text names the ways out."""
 
     code = "name_owned"
+    recorded = True
 
 
 class Removed(Forbidden):
@@ -43,7 +55,7 @@ class Invalid(Refusal):
 
 
 class NotFound(Refusal):
-    """There is no such thing."""
+    """There is no such thing, or, by a rule, none for this caller, who is not told which."""
 
     code = "not_found"
 

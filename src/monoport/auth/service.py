@@ -15,7 +15,7 @@ from cryptography import x509
 
 import monoport
 from monoport import protocols
-from monoport.access.decide import Denied, authorize, visible
+from monoport.access.decide import UNACCEPTED, Denied, authorize, sight
 from monoport.access.identity import Destination, Identity, IdentityError, Kind, from_x509
 from monoport.access.locks import lock_for
 from monoport.access.resources import Database, Resource, Role, User
@@ -24,6 +24,7 @@ from monoport.audit.outage import GAP, NotRecorded, Outage
 from monoport.audit.segments import SpoolError
 from monoport.auth import messages
 from monoport.auth.authorities import TrustedCas
+from monoport.auth.denials import Denials
 from monoport.auth.eventlog import EventLog
 from monoport.auth.hosts import HostRecords
 from monoport.auth.inventory import Inventory
@@ -72,6 +73,7 @@ class Service:
     def __init__(self, parts: Parts) -> None:
         self.parts = parts
         self._ids = EventIds(parts.now)
+        self.denials = Denials(self.record)
         self.logins: Counter[str] = Counter(ok=0, failed=0)  # first logins since the start of this process
 
     # --- for everybody
@@ -190,17 +192,20 @@ class Service:
             locks = await self.parts.resources.locks()
             decision = authorize(caller, database, action, roles, locks, self.parts.now())
             if isinstance(decision, Denied):
-                raise Forbidden(decision.reason, decision.rule)
+                about = {"database": wanted.name, "db_user": wanted.user, "db_name": wanted.database}
+                raise Forbidden(decision.reason, decision.rule, **about)
         return Destination("db", wanted.name, database.spec.protocol, wanted.user, wanted.database)
 
     async def _visible_database(self, caller: Identity, name: str, roles: Mapping[str, Role]) -> Database:
-        locks = await self.parts.resources.locks()
+        locks, rule = await self.parts.resources.locks(), ""
         for resource in await self.parts.resources.list("db"):
             if resource.name == name and isinstance(resource, Database):
-                if visible(caller, resource, roles, locks, self.parts.now()):
+                seen = sight(caller, resource, roles, locks, self.parts.now())
+                if not isinstance(seen, Denied):
                     return resource
+                rule = seen.rule
                 break
-        raise NotFound(f'no database "{name}", or no role of yours allows it')
+        raise NotFound(f'no database "{name}", or no role of yours allows it', rule, database=name)
 
     # --- for hosts
 
@@ -240,42 +245,40 @@ class Service:
     async def database_client(self, caller: Identity, request: messages.DatabaseClient) -> messages.Certificate:
         """A database client certificate for a user's session, if their role allows it and the agent serves it."""
         await self._require(caller, Operation.DATABASE_CLIENT)
-        user = self._passed_along(request.certificate)
+        about: dict[str, Any] = {"connection": request.connection, "database": request.name}
+        about |= {"db_user": request.user, "db_name": request.database}
+        user = self._passed_along(request.certificate, about)
+        about["user"] = str(user)
         databases = await self.parts.resources.list("db")
         found = [one for one in databases if one.name == request.name and isinstance(one, Database)]
         own = next((one for one in found if one.spec.host_id == caller.name), None)
         if own is None:
-            raise Forbidden(f'database "{request.name}" is not registered by this agent', f"asked by {caller}")
+            what = f'database "{request.name}" is not registered by this agent'
+            raise Forbidden(what, f"asked by {caller}", **about)
         host = await self.parts.records.get(caller.name)
         await self.parts.ownership.require(host, "db", request.name, "database_client")
         action = protocols.login(own.spec.protocol, request.user, request.database)
         roles, locks = await self.parts.resources.roles(), await self.parts.resources.locks()
         decision = authorize(user, own, action, roles, locks, self.parts.now())
         if isinstance(decision, Denied):
-            raise Forbidden(decision.reason, decision.rule)
+            raise Forbidden(decision.reason, decision.rule, **about)
         longest = DATABASE_SESSION if request.ttl is None else min(timedelta(seconds=request.ttl), DATABASE_SESSION)
         certificate = self.parts.issuer.database_client(
             request.public_key, request.user, request.name, min(decision.until, self.parts.now() + longest)
         )
-        await self.record(
-            "certificate.database_client",
-            user=str(user),
-            database=request.name,
-            db_user=request.user,
-            db_name=request.database,
-            host_id=caller.name,
-            expires=certificate.expires.isoformat(),
-        )
+        noted = {"host_id": caller.name, "expires": certificate.expires.isoformat()}
+        await self.record("certificate.database_client", **about, **noted)
         return certificate
 
-    def _passed_along(self, pem: str) -> Identity:
+    def _passed_along(self, pem: str, about: Mapping[str, Any]) -> Identity:
         try:
             certificate = x509.load_pem_x509_certificate(pem.encode())
             user = from_x509(certificate, self.parts.issuer.trusted(), self.parts.now())
         except (IdentityError, ValueError) as error:
-            raise Forbidden(f"the user's certificate is not accepted: {error}", "user certificate") from error
+            what = f"the user's certificate is not accepted: {error}"
+            raise Forbidden(what, UNACCEPTED, **about) from error
         if user.kind is not Kind.USER:
-            raise Forbidden("database sessions are for users", f"certificate of {user}")
+            raise Forbidden("database sessions are for users", f"certificate of {user}", **about)
         return user
 
     # --- how

@@ -4,11 +4,12 @@ Belongs here: what happens around a command. What a command does, it does itself
 """
 
 import asyncio
+import logging
 import os
 import signal
 import sys
 import traceback
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, NoReturn, TypeVar
 
 import click
@@ -41,11 +42,30 @@ class Group(click.Group):
 def _debug_option() -> click.Option:
     def remember(context: click.Context, _parameter: click.Parameter, value: bool) -> None:
         if value:
-            context.find_root().meta[_DEBUG] = True
+            root = context.find_root()
+            root.meta[_DEBUG] = True
+            root.call_on_close(_noting())
 
-    return click.Option(
-        ["--debug"], is_flag=True, expose_value=False, callback=remember, help="Show the traceback of an error."
-    )
+    what = "Show the traceback of an error, and each connection of a local port."
+    return click.Option(["--debug"], is_flag=True, expose_value=False, callback=remember, help=what)
+
+
+def _noting() -> Callable[[], None]:
+    """Show what the client notes for who debugs, until what is returned is called."""
+    log, lines = logging.getLogger("monoport.client"), _Lines()
+    log.addHandler(lines)
+    log.setLevel(logging.DEBUG)
+
+    def undo() -> None:
+        log.removeHandler(lines)
+        log.setLevel(logging.NOTSET)
+
+    return undo
+
+
+class _Lines(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        warn(record.getMessage())
 
 
 def run(command: click.Command, arguments: Sequence[str] | None = None) -> NoReturn:

@@ -66,7 +66,12 @@ class End:
         )
         keeper = Keeper(home, profile, login, wrapping.adopt, self._note)
         self._proxy = LocalProxy(wrapping, sockets, self._note, protocol.front)
-        self._proxy.check = keeper.check
+
+        def check() -> None:
+            keeper.check()
+            self.problem = ""  # what was wrong with an earlier connection is over
+
+        self._proxy.check = check
         bound = address_of(sockets)
         self.use = filled(protocol.ways.lent[0], words(home, profile, login, bound)) if protocol.ways.lent else ""
         self.address = str(bound)

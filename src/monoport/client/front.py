@@ -105,9 +105,7 @@ async def dial(
         Failure: it cannot be reached, does not speak TLS, or does not serve that protocol.
     """
     raw = await dial_tcp(address, whom)
-    # The proxy has refused us below any protocol that could carry its id of the connection: the address by which
-    # its log and `tctl conns ls` name us leads there, unless something in between has changed it.
-    known = f" [from {raw.local}]" if isinstance(raw, SocketStream) else ""
+    known = origin(raw)  # the proxy refuses us below any protocol that could carry its id of the connection
     try:
         async with asyncio.timeout(TLS_TIMEOUT):
             stream = await connect_tls(raw, context, server_hostname=server_name)
@@ -120,6 +118,15 @@ async def dial(
         why = "it is not enabled there, or this is not a monoport proxy"
         raise Failure(f"{address} does not serve {alpn}: {why}{known}")
     return stream
+
+
+def origin(stream: Stream) -> str:
+    """Our address on the way to the proxy as " [from HOST:PORT]", "" where it is not known.
+
+    It is the address by which the proxy's log and `tctl conns ls` name us, unless something in between has changed it.
+    """
+    raw = stream.raw if isinstance(stream, TlsStream) else stream
+    return f" [from {raw.local}]" if isinstance(raw, SocketStream) and raw.local else ""
 
 
 async def dial_tcp(address: Address, whom: str = "the proxy") -> Stream:

@@ -8,15 +8,17 @@ import asyncio
 import socket
 import ssl
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 
-from monoport.client.front import Credentials, Front, cluster_context
+from monoport.client.front import Credentials, Front, cluster_context, origin
+from monoport.client.joined import Joined, came_from
 from monoport.client.listening import address_of
 from monoport.client.names import Address
 from monoport.client.profile import Profile
 from monoport.client.refusal import tell
 from monoport.errors import Failure
+from monoport.net.meter import Meter
 from monoport.net.relay import relay
 from monoport.net.sockets import SocketStream
 from monoport.wire.front import Front as Opening
@@ -73,7 +75,7 @@ class LocalProxy:
     """Listens, and joins every connection with one to the proxy.
 
     `report` gets one line for each connection that could not be joined, and so does the client if `front` makes fronts
-    of its protocol. `check` raises Failure if a new connection cannot be joined now.
+    of its protocol, and one for each that breaks off. `check` raises Failure if a new connection cannot be joined now.
     """
 
     wrapping: Wrapping
@@ -102,10 +104,10 @@ class LocalProxy:
         loop = asyncio.get_running_loop()
         while True:
             await self._slots.acquire()
-            accepted, _ = await loop.sock_accept(listening)
-            group.create_task(self._serve_one(SocketStream(accepted)))
+            accepted, peer = await loop.sock_accept(listening)
+            group.create_task(self._serve_one(SocketStream(accepted), Joined(came_from(peer), self.report)))
 
-    async def _serve_one(self, local: SocketStream) -> None:
+    async def _serve_one(self, local: SocketStream, joined: Joined) -> None:
         try:
             async with local:
                 try:
@@ -114,15 +116,19 @@ class LocalProxy:
                 except Failure as error:
                     self.report(str(error))
                     if self.front is not None:
-                        await tell(local, self.front(), str(error))
+                        with suppress(ConnectionError):  # it left before it knew why; the line has been said
+                            await tell(local, self.front(), str(error))
                     return
                 self.joined += 1
+                joined.begin(origin(remote))
+                meter = Meter()
                 try:
                     async with remote:
-                        await relay(local, remote)
+                        await relay(local, remote, meter=meter)
                 finally:
                     self.joined -= 1
-        except ConnectionError:
-            return  # one end broke off; the relay has passed it on to the other
+                joined.broke(meter.ended)
+        except ConnectionError as error:  # the relay has passed it on to the other end
+            joined.broke(error)
         finally:
             self._slots.release()

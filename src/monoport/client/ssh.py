@@ -12,7 +12,7 @@ from typing import Any, Self
 
 import asyncssh
 
-from monoport.client.front import Front
+from monoport.client.front import Front, origin
 from monoport.client.names import Address
 from monoport.client.profile import Profile, UserFiles
 from monoport.client.stdio import StdioStream
@@ -71,6 +71,7 @@ async def proxy_link(front: Front, paths: UserFiles, login: str) -> AsyncIterato
     peer = (profile.proxy.host, profile.proxy.port)
     try:
         async with calling(stream, options, ClientLink, peer) as link:
+            link.set_extra_info(origin=origin(stream))
             yield link
     except asyncssh.PermissionDenied:
         raise Failure(f"{profile.proxy} refused your certificate, {profile.login_again()}") from None

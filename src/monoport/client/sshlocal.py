@@ -16,11 +16,13 @@ from monoport.auth.keys import generate
 from monoport.client import files
 from monoport.client.foreground import until_stopped
 from monoport.client.front import Front
+from monoport.client.joined import Joined, came_from
 from monoport.client.listening import address_of, listen
 from monoport.client.names import Address
 from monoport.client.profile import Home, UserFiles
 from monoport.client.ssh import Target, client_options, open_node, proxy_link
 from monoport.errors import Failure
+from monoport.net.meter import Meter
 from monoport.net.relay import relay
 from monoport.net.sockets import SocketStream
 from monoport.tunnel.link import AGENT_LOGIN, PACKET, WINDOW, ClientLink, ServerLink, algorithms, calling, serving
@@ -50,7 +52,8 @@ async def serve(
     Args:
         home, proxy: where the login is; it is read anew for each connection.
         wanted: what to serve.
-        announce: called with one line that says how to connect. report: with one for each connection that fails.
+        announce: called with one line that says how to connect.
+        report: with one for each connection that fails or breaks off.
 
     Raises:
         Failure: not logged in, or it cannot listen there.
@@ -63,16 +66,16 @@ async def serve(
     slots = asyncio.Semaphore(CONNECTIONS)
     loop = asyncio.get_running_loop()
 
-    async def one(local: SocketStream, start: Start) -> None:
+    async def one(local: SocketStream, joined: Joined, start: Start) -> None:
         try:
             async with local:
-                await _join(home, proxy, wanted, local, start)
+                await _join(home, proxy, wanted, local, joined, start)
         except Failure as error:
             report(str(error))
         except asyncssh.Error as error:
-            report(f"{wanted.target.host}: {error.reason}")
-        except (ConnectionError, TimeoutError):
-            return  # one end broke off, and the other knows
+            report(f"{wanted.target.host}: {error.reason}{joined.origin}")
+        except (ConnectionError, TimeoutError) as error:  # the other end knows
+            joined.broke(error)
         finally:
             slots.release()
 
@@ -80,8 +83,9 @@ async def serve(
         async with asyncio.TaskGroup() as group:
             while True:
                 await slots.acquire()
-                accepted, _ = await loop.sock_accept(sockets[0])
-                group.create_task(one(SocketStream(accepted), group.create_task))
+                accepted, peer = await loop.sock_accept(sockets[0])
+                joined = Joined(came_from(peer), report)
+                group.create_task(one(SocketStream(accepted), joined, group.create_task))
 
     async with asyncio.TaskGroup() as group:
         accepting = group.create_task(accept())
@@ -90,15 +94,20 @@ async def serve(
     sockets[0].close()
 
 
-async def _join(home: Home, proxy: str | None, wanted: Local, local: SocketStream, start: Start) -> None:
+async def _join(  # noqa: PLR0917 - the port's, the connection's
+    home: Home, proxy: str | None, wanted: Local, local: SocketStream, joined: Joined, start: Start
+) -> None:
     profile, host = home.choose(proxy, wanted.target.host), wanted.target.host
     paths = home.keys(profile)
     async with (
         proxy_link(Front(profile), paths, wanted.target.login) as link,
         await open_node(link, wanted.target) as node,
     ):
+        joined.begin(link.get_extra_info("origin", ""))
         if not wanted.tunnel:
-            await relay(local, node)
+            meter = Meter()
+            await relay(local, node, meter=meter)
+            joined.broke(meter.ended)
             return
         owner = _Server(start)
         async with serving(local, _server_options(paths), ServerLink, owner, LOOPBACK) as made:

@@ -108,9 +108,8 @@ def _node(config: Config, member: Member, data: DataDirectory, connect: Connect 
             for part in parts:
                 group.create_task(part())
 
-    return Service(
-        _agent(config, member, service.serve, connect), beat, leases, member, partial(measure.of_node, service)
-    )
+    samples = partial(measure.of_node, service, recordings)
+    return Service(_agent(config, member, service.serve, connect), beat, leases, member, samples)
 
 
 async def _beat(member: Member, node: Node) -> None:

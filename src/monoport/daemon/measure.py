@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from monoport.agents.database.agent import Databases
 from monoport.agents.node.agent import Node
 from monoport.audit.metrics import OTHER, Histogram, Sample
+from monoport.audit.recorder import Recordings
 from monoport.auth.local import LocalAuth
 from monoport.daemon.frontdoor import Proxy
 from monoport.daemon.member import Member
@@ -79,8 +80,10 @@ def of_proxy(proxy: Proxy) -> Iterator[Sample]:
         yield Sample("tunnel_streams_open", row.channels, (role,))
 
 
-def of_node(node: Node) -> Iterator[Sample]:
+def of_node(node: Node, recordings: Recordings) -> Iterator[Sample]:
     """The SSH node."""
+    for state, count in zip(("waiting", "refused"), recordings.counts, strict=True):
+        yield Sample("recordings", count, (state,))
     yield Sample("ssh_connections_open", node.connections)
     yield Sample("ssh_sessions_open", node.sessions)
     yield Sample("ssh_logins", node.logins)

@@ -26,6 +26,10 @@ class MemoryStream(Stream):
         self._eof_sent = False
         self._scheduled = False
 
+    @property
+    def waiting(self) -> int:
+        return self._peer._queued
+
     def _schedule(self) -> None:
         if not self._scheduled and self._pieces and not self._lost:
             self._scheduled = True

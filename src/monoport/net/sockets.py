@@ -69,7 +69,6 @@ class SocketStream(Stream):
 
     @property
     def waiting(self) -> int:
-        """How many bytes wait to be sent."""
         return len(self._out) if self._out is not None else 0
 
     def want_writing(self, wanted: bool) -> None:

@@ -174,6 +174,11 @@ class Stream(ABC):
     def abort(self, error: Exception | None = None) -> None:
         """Reset at once; `error` is what readers here will be told."""
 
+    @property
+    def waiting(self) -> int:
+        """How many bytes wait to be sent, as far as this stream knows."""
+        return 0
+
     # what everyone uses
 
     @property

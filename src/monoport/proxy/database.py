@@ -19,6 +19,7 @@ from monoport.access.decide import DatabaseLogin, Denied, Permit, authorize
 from monoport.access.resources import Database, Lock, Role
 from monoport.audit import startup
 from monoport.audit.log import Log
+from monoport.audit.outage import NotRecorded
 from monoport.errors import Failure, traced
 from monoport.net.relay import relay
 from monoport.net.stream import Stream, linger
@@ -242,7 +243,8 @@ class Databases:
         try:
             await self._audit.emit("db.session.start", **who, startup=startup.shown(login.parameters))
         except Failure as error:
-            raise Refused(Why.INTERNAL, "the session could not be recorded", f"audit log: {error}") from error
+            what = f"the session could not be recorded: {NotRecorded()}"
+            raise Refused(Why.INTERNAL, what, f"audit log: {error}") from error
         # The agent holds a lease of its own and tells the client why the session ends; what is left then is cut.
         connection.on_end = _agent_ends
         try:
@@ -358,13 +360,14 @@ async def _tell(connection: Connection, front: Front, why: Why, reason: str) -> 
     if not connection.stream.lost:
         connection.stream.send(front.refuse(why, traced(reason, connection.id)))
         if isinstance(front, Explaining):
-            await _explain(connection.stream, front)
+            await _explain(connection, front)
         linger(connection.stream)
         await connection.stream.wait_closed()
 
 
-async def _explain(stream: Stream, front: Explaining) -> None:
+async def _explain(connection: Connection, front: Explaining) -> None:
     """Go on with a refused client until it knows why, for as long as a driver takes for its first request."""
+    stream = connection.stream
     try:
         async with asyncio.timeout(EXPLAINING):
             while data := await stream.read(OPENING_READ):
@@ -377,7 +380,7 @@ async def _explain(stream: Stream, front: Explaining) -> None:
     except TimeoutError:
         return  # a monitor's connection, which has nothing to ask
     except ConnectionError as error:
-        _log.debug("client left before it knew why it is refused", reason=str(error))
+        _log.debug("client left before it knew why it is refused", connection=connection.id, reason=str(error))
 
 
 async def _routed(stream: Stream, table: Table, said: str) -> Route | Refusal | None:

@@ -101,8 +101,11 @@ class Orders:
             self._give_up()
             self._drop_spares()
 
-    async def connection(self) -> Stream | None:
-        """Return a connection on which the agent awaits a preface; None where it does not come: use a channel."""
+    async def connection(self, wanted_by: str) -> Stream | None:
+        """Return a connection on which the agent awaits a preface; None where it does not come: use a channel.
+
+        Args: the id of the connection that needs it, for the log.
+        """
         if self._control is None:
             return None
         self._cool_later()
@@ -120,7 +123,7 @@ class Orders:
             async with asyncio.timeout(WAIT_SECONDS):
                 return await arrival
         except TimeoutError:
-            _log.info("no dial-back in time", host=self.host_id, seconds=WAIT_SECONDS)
+            _log.info("no dial-back in time", connection=wanted_by, host=self.host_id, seconds=WAIT_SECONDS)
             self._give_up()
             return None
         except asyncio.CancelledError:

@@ -72,7 +72,7 @@ class _Tunnel:
 
     async def dial(self, preface: Preface) -> Stream:
         """Return a stream that the agent has accepted, dialled back where it may carry much; raises DialError."""
-        if preface.kind in BULK and (stream := await self.orders.connection()) is not None:
+        if preface.kind in BULK and (stream := await self.orders.connection(preface.connection)) is not None:
             try:
                 return await self._ask(stream, preface)
             except _UnansweredError as error:

@@ -18,6 +18,7 @@ from structlog.testing import capture_logs
 from monoport.access.claims import Destination
 from monoport.access.resources import Lock
 from monoport.agents.database import agent as agents
+from monoport.audit.outage import NotRecorded
 from monoport.audit.spool import SpoolError
 from monoport.auth.client import AuthError
 from monoport.net.memory import pair
@@ -185,7 +186,10 @@ async def test_what_the_agent_refuses_by_itself(cluster: Cluster) -> None:
         made.directory.locks = []
         made.directory.roles = {}
         assert (await refused(made, preface(user))).code == dial.DENIED
-        assert len(made.events("db.session.deny")) == 10
+        events = made.events("db.session.deny")
+        assert len(events) == 10
+        assert [one["rule"] for one in events[2:5]] == ["certificate: not accepted"] * 3
+        assert all(one["rule"] for one in events), "every denial says what decided"
         assert made.auth.asked == []
 
 
@@ -399,6 +403,9 @@ async def test_broken_messages_never_reach_the_server(cluster: Cluster) -> None:
     assert got == []
 
 
+PATH = "cannot write to the spool /s: No space left on device"
+
+
 async def test_a_statement_that_cannot_be_recorded_does_not_run(cluster: Cluster) -> None:
     got: list[bytes] = []
 
@@ -410,7 +417,7 @@ async def test_a_statement_that_cannot_be_recorded_does_not_run(cluster: Cluster
     async with Script(cluster, play).running() as server, world(cluster, configured(port=server.port)) as made:
 
         async def full(_entries: object) -> None:
-            raise SpoolError("cannot write to the spool /s: No space left on device")
+            raise SpoolError(PATH)  # no log of ours does: that no path reaches a client hangs on nothing else
 
         made.agent_audit.emit_all = full  # type: ignore[method-assign]
         with capture_logs() as logged:
@@ -420,9 +427,8 @@ async def test_a_statement_that_cannot_be_recorded_does_not_run(cluster: Cluster
                 await served.client.read_exactly(len(OK + KEY + READY))
                 await served.client.write(QUERY + QUERY)
                 said = (await served.error())["M"]
-    reason = "cannot write to the spool /s: No space left on device"
-    assert said == f"session ended: the statement could not be recorded: {reason} [connection c1]"
-    assert [line["reason"] for line in logged if line["event"] == "session ended: audit log"] == [reason]
+    assert said == f"session ended: the statement could not be recorded: {NotRecorded()} [connection c1]"
+    assert [line["reason"] for line in logged if line["event"] == "session ended: audit log"] == [PATH]
     assert got == []
 
 
@@ -430,7 +436,7 @@ async def test_settings_that_cannot_be_recorded_open_no_session(cluster: Cluster
     async with Script(cluster, echo).running() as server, world(cluster, configured(port=server.port)) as made:
 
         async def full(_entries: object) -> None:
-            raise SpoolError("the spool /s is full: limit 5 bytes")
+            raise NotRecorded
 
         made.agent_audit.emit_all = full  # type: ignore[method-assign]
         async with serving(made, preface(cluster.user())) as served:
@@ -438,7 +444,7 @@ async def test_settings_that_cannot_be_recorded_open_no_session(cluster: Cluster
             wanted = {"user": "alice", "database": "app", "options": "-c role=admin"}
             await served.client.write(StartupMessage(0, wanted).encode())
             error = await served.error()
-    assert error["M"] == "the session could not be recorded: the spool /s is full: limit 5 bytes [connection c1]"
+    assert error["M"] == f"the session could not be recorded: {NotRecorded()} [connection c1]"
     assert server.openings == []
 
 

@@ -13,6 +13,7 @@ import pytest
 
 from monoport.agents.database import mongodb_exchange
 from monoport.agents.database.mongodb_exchange import Room
+from monoport.audit.outage import NotRecorded
 from monoport.config.model import Database as Configured
 from monoport.net.memory import pair
 from monoport.net.stream import LIMIT, Stream
@@ -328,12 +329,12 @@ async def test_what_cannot_be_recorded_is_not_run(cluster: Cluster) -> None:
         await client.answer(1)
 
         async def full(_entries: object) -> None:
-            raise OSError("disk full")
+            raise NotRecorded
 
         client.world.agent_audit.emit_all = full  # type: ignore[method-assign]
         await client.stream.write(op_msg({"find": "c", "$db": "app"}, 5))
         said = await client.rest()
-        assert b"could not be recorded: disk full" in said
+        assert f"the command could not be recorded: {NotRecorded()}".encode() in said
         assert client.server.asked == []
 
 

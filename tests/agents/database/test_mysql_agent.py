@@ -11,8 +11,8 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from monoport.agents.database.engine import Unreachable
+from monoport.audit.outage import NotRecorded
 from monoport.auth.client import AuthError
-from monoport.errors import Failure
 from monoport.net.memory import pair
 from monoport.net.stream import LIMIT, Stream
 from monoport.tunnel import dial
@@ -187,7 +187,7 @@ async def test_a_login_that_the_server_refuses(cluster: Cluster) -> None:
 
 async def test_what_is_not_recorded_does_not_run(cluster: Cluster) -> None:
     async def refuse(_entries: object) -> None:
-        raise Failure("disk full")
+        raise NotRecorded
 
     seen: list[bytes] = []
 
@@ -197,7 +197,7 @@ async def test_what_is_not_recorded_does_not_run(cluster: Cluster) -> None:
     async with opened(cluster, play) as (made, _), client(made) as one:
         await one.heard()
         made.agent_audit.emit_all = refuse  # type: ignore[method-assign]
-        with pytest.raises(ServerRefusal, match="could not be recorded: disk full"):
+        with pytest.raises(ServerRefusal, match=f"statement could not be recorded: {NotRecorded()}"):
             await one.query("delete from orders")
     assert seen in ([], [b""])
 

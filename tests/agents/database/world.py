@@ -146,6 +146,7 @@ class Auth:
         certificate: str,
         name: str,
         database: str = "",
+        connection: str = "",
     ) -> Certificate:
         if self.error is not None:
             raise self.error

@@ -18,7 +18,7 @@ import structlog
 from cryptography import x509
 
 from monoport import protocols
-from monoport.access.decide import DatabaseLogin, Denied, Permit, authorize
+from monoport.access.decide import UNACCEPTED, DatabaseLogin, Denied, Permit, authorize
 from monoport.access.identity import Identity, IdentityError, Kind, from_x509
 from monoport.access.lease import Leases
 from monoport.access.resources import Database, DatabaseSpec, Lock, Metadata, Resource, Role
@@ -208,6 +208,7 @@ class Databases:
         try:
             await self._reach(asked, engine, session)
             await dial.accept(stream)
+            _log.debug("session accepted", **who)
             await engine.serve(session, stream)
         finally:
             if (unused := session.take()) is not None:
@@ -236,7 +237,7 @@ class Databases:
 
     async def _authorised(self, asked: Preface) -> tuple[Permit, dict[str, Any]]:
         """Decide by the certificate alone what the proxy has decided before. Raises DialRefused."""
-        where = {"connection": asked.connection, "source": asked.source}
+        where: dict[str, Any] = {"connection": asked.connection, "source": asked.source}
         now = self._now()
         try:
             certificate = x509.load_pem_x509_certificate(asked.certificate.encode())
@@ -244,9 +245,10 @@ class Databases:
             if identity.kind is not Kind.USER:
                 raise IdentityError("a host's certificate opens no database")
         except (ValueError, IdentityError) as error:
-            await self._audit.emit("db.session.deny", **where, user="", database=asked.target, reason=str(error))
+            who = where | {"user": "", "database": asked.target}
+            await self._audit.emit("db.session.deny", **who, reason=str(error), rule=UNACCEPTED)
             raise dial.DialRefused(dial.DENIED, f"certificate not accepted: {error}") from error
-        who: dict[str, Any] = where | {
+        who = where | {
             "user": str(identity),
             "database": asked.target,
             "protocol": self._resources[asked.target].spec.protocol,

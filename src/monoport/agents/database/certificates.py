@@ -31,6 +31,7 @@ class Signer(Protocol):
         certificate: str,
         name: str,
         database: str = "",
+        connection: str = "",
     ) -> Certificate: ...
 
 
@@ -72,13 +73,16 @@ class Issuer:
         """The CAs, PEM, that database servers' certificates are verified against unless configured otherwise."""
         return tuple(self._cas().db)
 
-    async def client_certificate(self, user: str, *, certificate: str, name: str, database: str) -> Shown:
+    async def client_certificate(
+        self, user: str, *, certificate: str, name: str, database: str, connection: str
+    ) -> Shown:
         """Return a certificate for the database user `user`, kept or new.
 
         Args:
             user: the database user, who becomes the certificate's common name.
             certificate: of the monoport user on whose behalf, PEM.
             name: of the registered database. database: at the server.
+            connection: whose session it is first for, for the audit log.
         Raises AuthError where the auth service refuses or is away and no good certificate is left.
         """
         if (kept := self._good((name, user))) is not None:
@@ -87,7 +91,13 @@ class Issuer:
             if (kept := self._good((name, user))) is not None:
                 return kept
             answer = await self._signer.database_client_certificate(
-                self._key.public, user, LIFETIME, certificate=certificate, name=name, database=database
+                self._key.public,
+                user,
+                LIFETIME,
+                certificate=certificate,
+                name=name,
+                database=database,
+                connection=connection,
             )
             shown = Shown(answer.certificate, self._key.private, answer.expires)
             self._kept[name, user] = shown

@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from monoport.audit.outage import NotRecorded
 from monoport.net.stream import HIGH_WATER, Stream
 from monoport.net.wakeup import Wakeup
 
@@ -28,7 +29,14 @@ class Violation(Exception):
 
 
 class Unrecorded(Exception):
-    """The audit log did not take a statement; it has not reached the server."""
+    """The audit log did not take a statement; it has not reached the server.
+
+    The text is for the client, who learns nothing of files, `detail` for the agent's log.
+    """
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__(str(NotRecorded()))
+        self.detail = reason(error)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +82,9 @@ class Conversation(Generic[T]):
         self._news = False  # something for run() to do
         self._bell: Wakeup | None = None  # wakes it
         self._held: list[bytes] = []  # the client's bytes that wait for the audit log
-        self._waiting = 0  # how many those are; the client is not read from beyond HIGH_WATER
+        self._waiting = (
+            0  # how many those are; beyond HIGH_WATER, what waits for the server included, nothing more is read
+        )
         self._actions: list[T] = []  # what they do
         self._answers: list[bytes] = []  # what the client is told behind them
         self._client_ended = False
@@ -153,7 +163,7 @@ class Conversation(Generic[T]):
             try:
                 await self._record(actions)
             except Exception as error:
-                raise Unrecorded(reason(error)) from error
+                raise Unrecorded(error) from error
             full = False
             if whole := b"".join(held):
                 self._waiting -= len(whole)
@@ -189,7 +199,7 @@ class Conversation(Generic[T]):
             if answer:
                 self._answers.append(answer)
             self._waiting += len(data)
-            if self._waiting > HIGH_WATER:
+            if self._waiting + self._server.waiting > HIGH_WATER:
                 self._client.pause_reading()
             self._ring()
         elif data:

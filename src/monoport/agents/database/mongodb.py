@@ -103,7 +103,11 @@ class Mongodb:
     async def _connected(self, session: Session) -> AsyncIterator[Stream]:
         """A connection to the real server that shows a certificate of the session's database user."""
         shown = await self._issuer.client_certificate(
-            session.user, certificate=session.certificate, name=self._database.name, database=session.database
+            session.user,
+            certificate=session.certificate,
+            name=self._database.name,
+            database=session.database,
+            connection=session.connection,
         )
         context = self._contexts.context(session.user, shown)
         async with await self._secure(session.take() or await self._dial(), context) as stream:
@@ -243,7 +247,7 @@ class Mongodb:
             _log.info("session ended", connection=session.connection, reason=str(error))
             client.send(requests.failure(Why.PROTOCOL, str(error), exchange.asked))
         except Unrecorded as error:
-            _log.error("session ended: audit log", connection=session.connection, reason=str(error))
+            _log.error("session ended: audit log", connection=session.connection, reason=error.detail)
             text = f"session ended: the command could not be recorded: {error}"
             client.send(requests.failure(Why.INTERNAL, text, exchange.asked))
         finally:

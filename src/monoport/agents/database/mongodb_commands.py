@@ -9,7 +9,7 @@ from itertools import count
 from typing import Any
 
 from monoport.access.decide import Denied
-from monoport.agents.database.conversation import Unrecorded, Violation, reason
+from monoport.agents.database.conversation import Unrecorded, Violation
 from monoport.agents.database.engine import Session
 from monoport.agents.database.mongodb_exchange import Answer, Pass, Verdict
 from monoport.errors import Failure, traced
@@ -124,7 +124,7 @@ class Requests:
         try:
             await self._session.record([(kind, fields)])
         except (Failure, OSError, ExceptionGroup) as error:
-            raise Unrecorded(reason(error)) from error
+            raise Unrecorded(error) from error
 
 
 def _checked(said: bytes) -> dict[str, Any]:

@@ -184,7 +184,11 @@ class Mysql:
         if self._database.password_file is not None:
             return self._contexts.context("", None), self._secret(session)
         shown = await self._issuer.client_certificate(
-            session.user, certificate=session.certificate, name=self._database.name, database=session.database
+            session.user,
+            certificate=session.certificate,
+            name=self._database.name,
+            database=session.database,
+            connection=session.connection,
         )
         return self._contexts.context(session.user, shown), Secret()
 
@@ -282,7 +286,7 @@ class Mysql:
             _log.info("session ended", connection=session.connection, reason=str(problem))
             why, reason = Why.PROTOCOL, str(problem)
         except Unrecorded as problem:
-            _log.error("session ended: audit log", connection=session.connection, reason=str(problem))
+            _log.error("session ended: audit log", connection=session.connection, reason=problem.detail)
             why, reason = Why.INTERNAL, f"session ended: the statement could not be recorded: {problem}"
         finally:
             session.on_end = None

@@ -14,7 +14,7 @@ import structlog
 
 from monoport.agents.database.certificates import Issuer
 from monoport.agents.database.contexts import Contexts
-from monoport.agents.database.conversation import Conversation, Unrecorded, Violation, reason
+from monoport.agents.database.conversation import Conversation, Unrecorded, Violation
 from monoport.agents.database.engine import Session, Unreachable
 from monoport.agents.database.passwords import PasswordError, password
 from monoport.agents.database.postgres_audit import audited
@@ -146,7 +146,7 @@ class Postgres:
             reason = f'database "{self._database.name}" did not answer in time'
             await client.write(_refusal(session, Why.OFFLINE, reason))
         except Unrecorded as error:
-            log.error("session refused: audit log", reason=str(error))
+            log.error("session refused: audit log", reason=error.detail)
             await client.write(_refusal(session, Why.INTERNAL, f"the session could not be recorded: {error}"))
 
     async def cancel(self, session: Session) -> None:
@@ -180,7 +180,11 @@ class Postgres:
         if self._database.password_file is None:
             user = session.user
             shown = await self._issuer.client_certificate(
-                user, certificate=session.certificate, name=self._database.name, database=session.database
+                user,
+                certificate=session.certificate,
+                name=self._database.name,
+                database=session.database,
+                connection=session.connection,
             )
         context = self._contexts.context(user, shown)
         async with await self._secure(session.take() or await self._dial(), context) as stream:
@@ -267,7 +271,7 @@ class Postgres:
             if _waits(conversation.tail):
                 client.send(_refusal(session, Why.PROTOCOL, str(error)))
         except Unrecorded as error:
-            _log.error("session ended: audit log", connection=session.connection, reason=str(error))
+            _log.error("session ended: audit log", connection=session.connection, reason=error.detail)
             client.send(_refusal(session, Why.INTERNAL, f"session ended: the statement could not be recorded: {error}"))
         finally:
             session.on_end = None
@@ -292,7 +296,7 @@ async def _record_startup(session: Session, startup: StartupMessage) -> None:
     try:
         await session.record([("db.session.settings", {"startup": parameters.shown(startup.settings)})])
     except (Failure, OSError) as error:
-        raise Unrecorded(reason(error)) from error
+        raise Unrecorded(error) from error
 
 
 def _waits(tail: bytes) -> bool:

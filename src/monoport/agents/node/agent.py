@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import asyncssh
 import structlog
 
-from monoport.access.decide import Denied, Permit, Ssh, authorize
+from monoport.access.decide import UNACCEPTED, Denied, Permit, Ssh, authorize
 from monoport.access.identity import ClusterCas, Identity, IdentityError, Kind, from_ssh
 from monoport.access.lease import Leases
 from monoport.access.resources import Lock, Role
@@ -121,7 +121,7 @@ class Node:
             if identity.kind is not Kind.USER:
                 raise IdentityError("a host cannot log in")
         except IdentityError as error:
-            await self._audit.emit("session.deny", **facts, user="", what="node", reason=str(error))
+            await self._audit.emit("session.deny", **facts, user="", what="node", reason=str(error), rule=UNACCEPTED)
             raise DialRefused(dial.DENIED, f"certificate refused: {error}") from error
         decided = self._authorize(node, identity, None)
         if isinstance(decided, Denied):

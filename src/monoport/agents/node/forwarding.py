@@ -87,7 +87,7 @@ class Forwards:
     ) -> None:
         self._client: link.ServerLink | None = client
         self._user, self._audit, self._start, self._log = user, audit, start, log
-        self._opener = Opener(user.account)
+        self._opener = Opener(user.account, log)
         self._room = asyncio.Semaphore(FORWARDED)
         self._standing: list[Standing] = []
         self._displays: dict[object, Standing] = {}

@@ -23,17 +23,15 @@ ANSWER_SECONDS = 25.0  # the child itself gives up a connection after 20
 MAX_ANSWER = 65_536  # bytes; the child's answers are a path or an error
 MAX_SOCKETS = 16  # beside one answer: a host name on which to listen may have several addresses
 
-_log = structlog.get_logger()
-
 
 class Opener:
     """A child of the login user that opens sockets; it is started by the first wish.
 
-    Args: whose rights it has.
+    Args: whose rights it has, and the session's log.
     """
 
-    def __init__(self, account: Account) -> None:
-        self._account = account
+    def __init__(self, account: Account, log: structlog.typing.FilteringBoundLogger) -> None:
+        self._account, self._log = account, log
         self._loop = asyncio.get_running_loop()
         self._control: socket.socket | None = None
         self._child: Child | None = None
@@ -73,7 +71,7 @@ class Opener:
             try:
                 self._control.send(json.dumps({"id": 0, "want": "remove", "path": path}).encode())
             except OSError as error:  # the child is busy or gone: it removes everything at its end
-                _log.info("not removed yet", path=path, error=str(error))
+                self._log.info("not removed yet", path=path, error=str(error))
 
     async def _ask(self, **wish: object) -> tuple[dict[str, Any], list[socket.socket]]:
         if not self._open:

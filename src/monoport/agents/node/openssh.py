@@ -20,7 +20,7 @@ from typing import assert_never
 
 import structlog
 
-from monoport.access.decide import Denied, Permit
+from monoport.access.decide import UNACCEPTED, Denied, Permit
 from monoport.access.identity import Identity, IdentityError, Kind
 from monoport.access.lease import Lease, Leases
 from monoport.access.resources import Node as Listed
@@ -163,21 +163,23 @@ class OpensshNode(Node):
         try:
             identity = self._identify(base64.b64decode(certificate, validate=True))
         except (IdentityError, binascii.Error) as error:
-            return await self._refuse(self._facts(node), login, f"certificate refused: {error}")
+            return await self._refuse(self._facts(node), login, f"certificate refused: {error}", UNACCEPTED)
         if identity.kind is not Kind.USER:
-            return await self._refuse(self._facts(node, identity), login, f"{identity} is a host, not a user")
+            reason = f"{identity} is a host, not a user"
+            return await self._refuse(self._facts(node, identity), login, reason, UNACCEPTED)
         mine = [one for one in self._relays if str(one.identity) == str(identity)]
         one = next((one for one in mine if one.login in ("", login)), None)
         if one is None:
             reason = f"no connection of {identity} through the proxy is waiting to log in"
-            return await self._refuse(self._facts(node, identity), login, reason)
+            return await self._refuse(self._facts(node, identity), login, reason, "connection: none is waiting")
         decided = self._authorize(node, identity, login)
         match decided:
             case Denied(reason, rule):
                 return await self._refuse(one.facts, login, reason, rule)
             case Permit(options=options) if options.record_session is Recording.STRICT:
                 reason = "sessions must be recorded, and this host's own sshd records none"
-                return await self._refuse(one.facts, login, reason, "options.record_session: strict")
+                rule = f"role {options.recorded_by}: options.record_session is strict"
+                return await self._refuse(one.facts, login, reason, rule)
             case Permit():
                 await self._admit(one, identity, login, decided)
                 return True
@@ -199,7 +201,8 @@ class OpensshNode(Node):
         user = "" if identity is None else str(identity)
         return {"user": user, "node": node.metadata.name, "hostname": node.spec.hostname}
 
-    async def _refuse(self, facts: dict[str, str], login: str, reason: str, rule: str = "") -> bool:
-        _log.info("sshd may not let in", login=printable(login), user=facts["user"], reason=reason, rule=rule)
+    async def _refuse(self, facts: dict[str, str], login: str, reason: str, rule: str) -> bool:
+        known = {name: facts[name] for name in ("connection", "source", "user") if name in facts}
+        _log.info("sshd may not let in", **known, login=printable(login), reason=reason, rule=rule)
         await self._audit.emit("session.deny", **facts, what="login", login=login, reason=reason, rule=rule)
         return False
