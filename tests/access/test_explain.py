@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 
 from monoport.access.decide import DatabaseLogin, Denied, Permit, Ssh, authorize
 from monoport.access.explain import Step, explain
+from monoport.access.findings import look
 from monoport.access.lease import Leases
 from monoport.access.presets import PRESETS
+from monoport.access.question import ask_node
 from monoport.access.resources import User, parse_document
 from monoport.access.supposed import USER_TTL, restricts, signed_in
 
@@ -48,6 +50,12 @@ def test_every_rule_of_every_role_is_shown_and_the_one_that_decided(make):
     denied = explain(identity, make.node({"env": "prod"}), Ssh("admin"), roles, (), make.now)
     assert Step("role ops: deny.logins", "denies", "has admin; wanted: admin") in denied
     assert denied[-1] == Step("decision", "denied", "role ops: deny.logins has admin")
+
+
+def test_a_list_that_does_not_match_says_what_it_lacks(make):
+    question = ask_node(make.node({"env": "prod"}), "root")
+    labels, logins = look(make.role(allow={"logins": ["admin"]}), "allow", question, {})
+    assert (labels.rule, logins.rule) == ("allow.node_labels has no env=prod", "allow.logins has no root")
 
 
 def test_locks_and_missing_roles_are_steps_too(make):

@@ -94,6 +94,8 @@ def test_an_identity_is_user_at_cluster_and_a_key_of_dictionaries(make):
         ({"usage": ("fly",)}, "usage: expected some of"),
         ({"expires": datetime(2030, 1, 1)}, "expires: must be in UTC"),
         ({"expires": datetime(2030, 1, 1, tzinfo=timezone(timedelta(hours=1)))}, "expires: must be in UTC"),
+        ({"issued": datetime(2029, 1, 1)}, "issued: must be in UTC"),
+        ({"issued": datetime(1970, 1, 1, tzinfo=UTC)}, "issued: must be in UTC, after 1970"),
         ({"generation": -1}, "generation: must be between"),
         ({"generation": MAX_GENERATION + 1}, "generation: must be between"),
         ({"login_ip": "10.0.0.256"}, "login_ip: expected an IP address"),
@@ -112,6 +114,11 @@ def test_malformed_destinations_make_no_identity(parts):
 
 def document(**changes: Any) -> dict[str, Any]:
     return {"v": 1, "kind": "user", "name": "alice", "cluster": "c"} | changes
+
+
+def test_when_it_was_issued_is_exact(make):
+    alice = make.user(issued=EXPIRES - timedelta(microseconds=1), destination=Destination("db", "orders", "postgres"))
+    assert decode(encode(alice), alice.expires) == alice
 
 
 def test_the_least_document_is_a_user_without_rights():
@@ -141,6 +148,9 @@ def test_the_least_document_is_a_user_without_rights():
         document(login_ip=1),
         document(generation=1.0),
         document(generation=True),
+        document(issued=0),
+        document(issued=1.5),
+        document(issued=10**18),
         document(admin=True),
         {"kind": "user"},
     ],

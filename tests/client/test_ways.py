@@ -12,8 +12,6 @@ from urllib.parse import quote, unquote, urlsplit
 
 import psycopg
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from monoport.client import databases, ways
 from monoport.client.front import Credentials
@@ -24,16 +22,10 @@ from monoport.protocols.description import Description
 from monoport.protocols.mongodb import PROTOCOL as MONGODB
 from monoport.protocols.mysql import PROTOCOL as MYSQL
 from monoport.protocols.postgres import PROTOCOL as POSTGRES
-from monoport.wire.postgres.conninfo import quoted
 
 from .conftest import Cas, database_login, signed_in
 
 ODD = 'o\'neil \\ $HOME `x` "q" &?#'
-
-
-@given(st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"])))
-def test_libpq_reads_back_what_was_quoted(value: str) -> None:
-    assert psycopg.conninfo.conninfo_to_dict(f"user={quoted(value)} dbname=x") == {"user": value, "dbname": "x"}
 
 
 @pytest.mark.parametrize("way", ["lent", "own", "socket"])

@@ -111,6 +111,12 @@ def test_each_rule_says_why(first):
     assert upgraded["ssh"] == "only at first"
 
 
+def test_what_has_not_all_come_and_what_is_no_hello(first):
+    assert won(explain(b"", first)) is None
+    assert won(explain(b"\x16\x03\x01", first)) is None
+    assert won(explain(b"\x16\x03\x01\0\0", first)) == "malformed-hello"
+
+
 def test_a_state_that_was_never_said_is_an_error(first):
     with pytest.raises(KeyError):
         explain(b"", first, "mysql")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from monoport.routing.match import decide, match, silence
+from monoport.routing.match import decide, match, missing, silence
 from monoport.routing.outcome import Answer, Ask, Code, Kind, Refusal, Route, Show, Tls, Trust
 from monoport.routing.table import build
 from monoport.wire import alert
@@ -322,6 +322,13 @@ def test_row_anything_else(first, whole, bare, data):
         if outcome is None:  # "\r\n" may become a PROXY header
             outcome = match(data + b"\r\r", table)
         assert refused(outcome, Code.UNKNOWN_PROTOCOL, b"")
+
+
+def test_what_must_at_least_follow(captured):
+    assert missing(b"GE") == 1
+    hello = captured("a.example", "h2")
+    assert missing(hello[:1]) > 1
+    assert missing(hello[:5]) == len(hello) - 5
 
 
 def test_a_malformed_hello_is_closed_with_decode_error(first):

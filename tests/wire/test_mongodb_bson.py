@@ -161,6 +161,13 @@ def test_a_field_that_comes_twice_is_no_field() -> None:
         bson.fields(document(b"\x0aa\0", b"\x0aa\0"), 0, 11)
 
 
+def test_numbers_of_every_width() -> None:
+    made = {"small": -7, "large": 1 << 40, "float": 1.5, "true": True, "false": False}
+    data = pymongo_bson.encode(made)
+    assert data == bson.encode(made)
+    assert [bson.number(data, element) for element in whole(data)] == [-7, 1 << 40, 1.5, 1, 0]
+
+
 def test_values_of_another_type_are_refused() -> None:
     data = bson.encode({"n": 1, "s": "a\0b", "u": Raw(bson.STRING, b"\2\0\0\0\xff\0")})
     n, s, u = whole(data)

@@ -102,6 +102,7 @@ def test_a_statement_goes_on_as_it_came(split: bool) -> None:
         ("load data local infile 'x' into table t", 3948, "local_infile denied"),
         ("kill 8", 1094, "Unknown thread id: 8"),
         ("kill user alice", 1235, "KILL takes"),
+        ("/*!999999 ' */ use app -- '", 1235, "too tangled"),
     ],
 )
 @pytest.mark.parametrize("split", [False, True])

@@ -21,7 +21,7 @@ from monoport.wire.mysql.handshake import (
     read_greeting,
     read_switch,
 )
-from monoport.wire.mysql.packets import Capability, ProtocolError, Reader, packet, prefixed, read_error, take
+from monoport.wire.mysql.packets import Capability, ProtocolError, Reader, packet, prefixed, read_error, sized, take
 
 NONCE = b"abcdefghijklmnopqrst"
 FLAGS = (
@@ -265,3 +265,6 @@ def test_lengths_of_every_size() -> None:
     for size in (0, 250, 251, 65_535, 65_536, 1 << 24):
         assert prefixed(b"x" * size)[-1:] == (b"x" if size else b"\0")
         assert len(Reader(prefixed(b"x" * size)).prefixed()) == size
+    assert sized((1 << 64) - 1) == b"\xfe" + b"\xff" * 8
+    with pytest.raises(ValueError, match="eight octets"):
+        sized(1 << 64)

@@ -19,6 +19,8 @@ from monoport.wire.mysql.sql import Kill, ReadFile, Unclear, Use, look
         b"USE\xa0secret",
         b"\xa0USE secret",
         b"SET STATEMENT max_statement_time=5, sort_buffer_size=100000, join_buffer_size=100000 FOR USE secret",
+        b"USE /*!999999 mine or */ /*!999999 yours */ secret",
+        b"/*!999999 USE */ /*!999998 mine or yours */ secret",
         b"USE secret",
         b"select 1; use `secret`",
     ],

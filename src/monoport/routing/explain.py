@@ -117,7 +117,7 @@ def _tls_words(rule: Rule) -> str:
             return _one(next(iter(tls.values())))
         case Refuse() | Reply() | Redirect():
             return ""
-        case unknown:  # pragma: no cover # mypy proves it is never reached
+        case unknown:
             assert_never(unknown)
 
 

@@ -105,7 +105,7 @@ class Rule:
                 if (response := http.redirect(first, fallback)) is None:
                     return None
                 return Refusal(Code.PLAINTEXT_HTTP, "plaintext HTTP on a TLS port", response, self.name)
-            case unknown:  # pragma: no cover # mypy proves it is never reached
+            case unknown:
                 assert_never(unknown)
 
     def _route(self, go: Go, first: First, hit: Hit) -> Route:

@@ -11,7 +11,7 @@ come, and end only with their last byte. Rows are never looked at.
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from enum import Enum, auto
-from typing import Protocol, TypeAlias
+from typing import Protocol, TypeAlias, assert_never
 
 from monoport.wire.mysql.packets import ERR, HEADER, INFILE, MAX_OPENING, MOST, ProtocolError, error, packet
 from monoport.wire.mysql.sql import Kill, ReadFile, Unclear, Use, look
@@ -292,6 +292,8 @@ class Commands:
                 passing.forward.append(bytes(raw))
             case _Mode.DROPPED:
                 pass
+            case unknown:
+                assert_never(unknown)
 
     def _release(self, passing: Passing, instead: bytes = b"") -> None:
         """What was held goes on, and what follows of the command."""
@@ -332,6 +334,8 @@ class Commands:
                     if thread is None or long:
                         return self._refuse(1094, "HY000", f"Unknown thread id: {number}")
                     kills.append((found, thread))
+                case unknown:
+                    assert_never(unknown)
         for kill, thread in reversed(kills):
             statement = statement[: kill.start] + str(thread).encode() + statement[kill.stop :]
         return self._release(passing, packet(0, code + statement) if kills else b"")
