@@ -31,6 +31,7 @@ import pki
 import rivals
 from chains import Chain, Monoport, haproxy
 from monoport.daemon.demo.cluster import Cluster
+from monoport.daemon.demo.databases import POSTGRES
 from monoport.daemon.demo.postgres import HBA, PostgresServer, find
 from run import BUILD, aligned, facts
 from servers import DOCUMENTS, MariaDb, MongoDb
@@ -188,7 +189,7 @@ def run(works: list[str], rounds: int, scale: float) -> tuple[Results, dict[str,
     with tempfile.TemporaryDirectory(prefix="bench-") as temporary, ExitStack() as stack:
         folder = Path(temporary)
         folder.chmod(0o711)  # PostgreSQL runs as somebody else where we are root
-        cluster = Cluster(folder, rivals.free_ports(1), temporary=True)
+        cluster = Cluster(folder, rivals.free_ports(1), temporary=True, kinds=(POSTGRES,))
         stack.callback(cluster.stop)
         for _, start in cluster.steps():
             start()
@@ -221,9 +222,8 @@ def run(works: list[str], rounds: int, scale: float) -> tuple[Results, dict[str,
 
 def _prepared(cluster: Cluster) -> PostgresServer:
     """The demonstration's PostgreSQL, with what the loads need."""
-    server = cluster.database
-    if server is None:
-        raise SystemExit("bench: no PostgreSQL: apt-get install postgresql")
+    server = cluster.servers[POSTGRES.name]
+    assert isinstance(server, PostgresServer)
     (server.folder / "data" / "pg_hba.conf").write_text(PLAIN)
     server.sql("select pg_reload_conf()")
     server.sql("create table nowhere (line text); alter table nowhere owner to demo;", "demo")

@@ -240,12 +240,11 @@ def run(works: list[str], rounds: int, scale: float) -> dict[str, dict[str, list
     results: dict[str, dict[str, list[Used]]] = {work: {} for work in works}
     with tempfile.TemporaryDirectory(prefix="bench-") as temporary:
         folder = Path(temporary)
-        cluster = Cluster(folder, rivals.free_ports(1), temporary=True)
+        cluster = Cluster(folder, rivals.free_ports(1), temporary=True, kinds=())
         chains: list[Chain] = []
         try:
-            for what, start in cluster.steps():
-                if what != "PostgreSQL":
-                    start()
+            for _, start in cluster.steps():
+                start()
             chains.append(monoport(cluster, folder))
             chains.append(openssh(folder))
             for chain in chains:

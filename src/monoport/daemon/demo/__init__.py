@@ -14,6 +14,7 @@ import threading
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 
 from monoport import __version__
 from monoport.daemon.demo.check import check_all
@@ -40,8 +41,8 @@ def run(folder: Path | None, port: int, check: bool) -> int:
     stop = _on_signals()
     cluster = Cluster(root, port, temporary=made)
     try:
-        _start(console, cluster)
         commands = Commands(cluster)
+        _start(console, cluster, commands)
         if check:
             return 0 if check_all(console, cluster, commands) else 1
         _explain(console, cluster, commands)
@@ -55,9 +56,13 @@ def run(folder: Path | None, port: int, check: bool) -> int:
         console.print("\nStopping …")
         return 0
     finally:
-        cluster.stop()
-        if made:
-            shutil.rmtree(root, ignore_errors=True)
+        try:
+            if still_there := cluster.sign_out():
+                console.print(f"[yellow]{escape(still_there)}[/]")
+        finally:
+            cluster.stop()
+            if made:
+                shutil.rmtree(root, ignore_errors=True)
 
 
 def _on_signals() -> threading.Event:
@@ -71,7 +76,7 @@ def _on_signals() -> threading.Event:
     return stop
 
 
-def _start(console: Console, cluster: Cluster) -> None:
+def _start(console: Console, cluster: Cluster, commands: Commands) -> None:
     console.print(f"[bold]monoport {__version__}[/]: a whole cluster on one port of localhost\n")
     for what, step in cluster.steps():
         if console.is_terminal:
@@ -80,10 +85,10 @@ def _start(console: Console, cluster: Cluster) -> None:
         else:
             note = step()
         console.print(f"  [green]✓[/] {what:<34} [dim]{note}[/]" if note else f"  [green]✓[/] {what}")
-    if cluster.database is None:
-        console.print(
-            "  [yellow]-[/] PostgreSQL is not installed here  [dim]apt-get install postgresql, and start again[/]"
-        )
+    for what, package in commands.missing():
+        verb = "are" if "," in what else "is"
+        note = f"[dim]apt-get install {package}, and start again[/]"
+        console.print(f"  [yellow]-[/] {what} {verb} not installed here  {note}")
 
 
 def _explain(console: Console, cluster: Cluster, commands: Commands) -> None:

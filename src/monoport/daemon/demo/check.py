@@ -6,18 +6,20 @@ Belongs here: running the lines in a shell, reading the front door's log for wha
 from __future__ import annotations
 
 import json
+import os
 import select
-import shutil
-import subprocess
 import time
+from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
-from monoport.daemon.demo.cluster import Cluster, environment
+from monoport.daemon.demo.cluster import Cluster
 from monoport.daemon.demo.commands import Command, Commands
+from monoport.daemon.demo.shell import Shell
 from monoport.errors import Failure
 
 COMMAND_SECONDS = 60.0  # the slowest, a login, takes one or two
@@ -37,18 +39,12 @@ class Outcome:
 
 def check_all(console: Console, cluster: Cluster, commands: Commands) -> bool:
     """Run every command, print the table, and return whether all worked."""
-    agent, process = _ssh_agent(cluster.root)
     outcomes = []
-    try:
-        for command in commands.all():
-            outcome = _run(cluster, command, agent)
-            mark = "[red]✗[/]" if outcome.problem else "[green]✓[/]"
-            console.print(f"  {mark} ", end="")
-            console.print(command.line[:100], markup=False, style="dim")
-            outcomes.append(outcome)
-    finally:
-        process.terminate()
-        process.wait()
+    for outcome in _outcomes(cluster, commands):
+        mark = "[red]✗[/]" if outcome.problem else "[green]✓[/]"
+        console.print(f"  {mark} ", end="")
+        console.print(outcome.command.line[:100], markup=False, style="dim")
+        outcomes.append(outcome)
     console.print()
     console.print(_table(outcomes))
     failed = [outcome for outcome in outcomes if outcome.problem]
@@ -61,42 +57,36 @@ def check_all(console: Console, cluster: Cluster, commands: Commands) -> bool:
     return not failed
 
 
-def _ssh_agent(root: Path) -> tuple[str, subprocess.Popen[bytes]]:
-    program = shutil.which("ssh-agent")
-    if program is None:
-        raise Failure("ssh-agent is not installed: apt-get install openssh-client")
-    path = root / "ssh-agent.sock"
-    process = subprocess.Popen([program, "-D", "-a", str(path)], stdout=subprocess.DEVNULL)
-    while not path.exists():
-        if process.poll() is not None:
-            raise Failure("ssh-agent did not start")
-        select.select([], [], [], 0.02)
-    return str(path), process
+def _outcomes(cluster: Cluster, commands: Commands) -> Iterator[Outcome]:
+    """Paste every line into a shell as a new terminal has it; where one kills the shell, what follows gets another."""
+    new = {key: value for key, value in os.environ.items() if key not in {"TSH_HOME", "SSH_AUTH_SOCK"}}
+    waiting = deque(commands.all())
+    while waiting:
+        with Shell(new) as shell:
+            for command in commands.setup():
+                done = shell.run(command.line, COMMAND_SECONDS)
+                if done.status != 0:
+                    raise Failure(f"the line `{command.line}` failed: {done.output.strip()}")
+            ended = False
+            while waiting and not ended:
+                outcome, ended = _run(cluster.processes[0].log, waiting.popleft(), shell)
+                yield outcome
 
 
-def _run(cluster: Cluster, command: Command, agent: str) -> Outcome:
-    log = cluster.processes[0].log
+def _run(log: Path, command: Command, shell: Shell) -> tuple[Outcome, bool]:
+    """What became of a command, and whether it was the shell's end."""
     before = log.stat().st_size
     began = time.monotonic()
-    try:
-        done = subprocess.run(
-            ["bash", "-o", "pipefail", "-c", command.line],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=COMMAND_SECONDS,
-            env=environment(cluster, agent),
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        return Outcome(command, f"no end within {COMMAND_SECONDS:g} s", COMMAND_SECONDS)
+    done = shell.run(command.line, COMMAND_SECONDS)
     seconds = time.monotonic() - began
-    shown = (done.stdout + done.stderr).decode(errors="replace")
+    if done.status is None:
+        return Outcome(command, done.output, seconds), True
     problem = ""
-    if done.returncode:
-        problem = f"exit status {done.returncode}: {shown.strip()[-500:]}"
-    elif command.expect not in shown:
-        problem = f"{command.expect!r} is not in its output: {shown.strip()[-500:]}"
-    return Outcome(command, problem, seconds, _arrivals(log, before) if command.arrives else [])
+    if done.status:
+        problem = f"exit status {done.status}: {done.output.strip()[-500:]}"
+    elif command.expect not in done.output:
+        problem = f"{command.expect!r} is not in its output: {done.output.strip()[-500:]}"
+    return Outcome(command, problem, seconds, _arrivals(log, before) if command.arrives else []), False
 
 
 def _arrivals(log: Path, before: int) -> list[tuple[str, str, str]]:

@@ -1,4 +1,4 @@
-"""The processes of the demonstration: the front door, an agent that joined with a token, a real PostgreSQL.
+"""The processes of the demonstration: the front door, an agent that joined with a token, real databases, an ssh-agent.
 
 Belongs here: their configurations, start, health and end. Does not belong here: what the user is shown.
 """
@@ -11,6 +11,7 @@ import os
 import re
 import secrets
 import select
+import shutil
 import signal
 import socket
 import subprocess
@@ -18,9 +19,10 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from monoport.daemon.demo.postgres import PostgresServer, find
+from monoport.daemon.demo.databases import MARIADB, Files, Kind, Server, installed
 from monoport.errors import Failure
 
 NAME = "demo.localhost"
@@ -28,6 +30,8 @@ USER = "demo"
 READY = "monoport is ready"
 START_SECONDS = 60.0  # a busy machine of two cores needs about two
 STOP_SECONDS = 10.0  # sessions get five of them to end
+SIGN_OUT_SECONDS = 30.0  # an ssh-agent that does not answer is given five of them
+SILENCE = "2s"  # a busy machine's own clients have always spoken by then
 
 FRONT = """\
 version: v3
@@ -55,13 +59,17 @@ ssh_service:
   enabled: yes
   labels: {{env: demo}}
 """
-DATABASE = """\
+GREETING = """\
+  mysql_on_silence: {silence}
+"""
+DATABASES = """\
 db_service:
   enabled: yes
   databases:
-    - {{name: pg, protocol: postgres, uri: "localhost:{port}", static_labels: {{env: demo}}}}
 """
-SETUP = "create role demo login; create database demo owner demo;"
+DATABASE = """\
+    - {{name: {name}, protocol: {protocol}, uri: "localhost:{port}", static_labels: {{env: demo}}}}
+"""
 
 
 @dataclass(slots=True)
@@ -75,14 +83,21 @@ class Process:
 
 
 class Cluster:
-    """Everything the demonstration runs. `steps` starts it piece by piece; `stop` ends whatever was started."""
+    """Everything the demonstration runs. `steps` starts it piece by piece; `stop` ends whatever was started.
 
-    def __init__(self, root: Path, port: int, *, temporary: bool) -> None:
+    Args: its folder, the one port, whether the folder goes at the end, which databases (None: what is installed).
+    """
+
+    def __init__(self, root: Path, port: int, *, temporary: bool, kinds: tuple[Kind, ...] | None = None) -> None:
         self.root, self.port, self.temporary = root, port, temporary
         self.login = getpass.getuser()
         self.password = secrets.token_urlsafe(9)
         self.pin = ""
-        self.database: PostgresServer | None = None
+        self.kinds = installed() if kinds is None else kinds
+        self.home = root / "tsh"
+        self.agent_socket = root / "ssh-agent.sock"
+        self.servers: dict[str, Server] = {}
+        self._ssh_agent: subprocess.Popen[bytes] | None = None
         self.processes: list[Process] = []
         self.front = root / "front.yaml"
         self._tools = Path(sys.executable).parent
@@ -91,9 +106,11 @@ class Cluster:
         """What is started, in order, and the function that starts it and returns a note."""
         yield "auth service and proxy", self._start_front
         yield f"user {USER}, role access", self._add_user
-        if find("postgres") and find("psql"):
-            yield "PostgreSQL", self._start_database
+        for kind in self.kinds:
+            yield kind.title, partial(self._start_database, kind)
         yield "agent, joined with a token", self._start_agent
+        if self.has_ssh_agent:
+            yield "ssh-agent of its own", self._start_ssh_agent
 
     def tool(self, name: str) -> str:
         """The path of one of our commands."""
@@ -104,12 +121,39 @@ class Cluster:
         """The folder of our commands."""
         return self._tools
 
+    @property
+    def has_ssh_agent(self) -> bool:
+        """Whether the lines to paste may name an ssh-agent of the demonstration's."""
+        return shutil.which("ssh-agent") is not None
+
     def ended(self) -> Process | None:
         """A process that should run and does not."""
         return next((one for one in self.processes if one.process and one.process.poll() is not None), None)
 
+    def sign_out(self) -> str:
+        """Undo every login of the lines to paste: known_hosts, and the caller's ssh-agent; what could not be undone."""
+        if not self.home.exists():
+            return ""
+        try:
+            done = subprocess.run(
+                [self.tool("tsh"), "logout", "--all"],
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                timeout=SIGN_OUT_SECONDS,
+                env={**os.environ, "TSH_HOME": str(self.home)},
+                start_new_session=True,  # a second Ctrl-C is not for it
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            return f"tsh logout did not end within {SIGN_OUT_SECONDS:g} s"
+        return done.stderr.strip()
+
     def stop(self) -> None:
         """End everything that was started, the last first."""
+        if self._ssh_agent is not None:
+            self._ssh_agent.terminate()
+            self._ssh_agent.wait()
         for one in reversed(self.processes):
             if one.process is not None and one.process.poll() is None:
                 one.process.send_signal(signal.SIGTERM)
@@ -118,8 +162,8 @@ class Cluster:
                 except subprocess.TimeoutExpired:
                     one.process.kill()
                     one.process.wait()
-        if self.database is not None:
-            self.database.stop()
+        for server in reversed(self.servers.values()):
+            server.stop()
 
     def tctl(self, *words: str, stdin: str = "") -> str:
         """Run tctl beside the auth service; its output. Raises Failure with its own words."""
@@ -131,7 +175,8 @@ class Cluster:
         return done.stdout
 
     def _start_front(self) -> str:
-        self.front.write_text(FRONT.format(root=self.root, name=NAME, port=self.port))
+        greeting = GREETING.format(silence=SILENCE) if MARIADB in self.kinds else ""
+        self.front.write_text(FRONT.format(root=self.root, name=NAME, port=self.port) + greeting)
         self._start("front", self.front)
         return f"127.0.0.1:{self.port}"
 
@@ -143,34 +188,47 @@ class Cluster:
         self.tctl("users", "add", USER, *words, "--password-stdin", stdin=self.password + "\n")
         return f"may log in as {self.login} on nodes, as {USER} on databases"
 
-    def _start_database(self) -> str:
-        prefix = self.root / "postgres-server"
+    def _start_database(self, kind: Kind) -> str:
+        prefix = self.root / f"{kind.name}-server"
         self.tctl("auth", "sign", "--format=db", "--host=localhost,127.0.0.1", f"--out={prefix}")
         texts = [Path(f"{prefix}.{end}").read_text() for end in ("crt", "key", "cas")]
-        server = PostgresServer(self.root / "pg", *texts, port=_free_port())
-        new = not (server.folder / "data").exists()
-        self.database = server
-        server.start()
-        if new:
-            server.sql(SETUP)
-        version = server.sql("show server_version").split()[0]
-        return f"{version} on 127.0.0.1:{server.port}, takes certificates only"
+        port = _free_port()
+        keep = partial(self.servers.__setitem__, kind.name)
+        version = kind.start(Files(self.root / kind.name, *texts), port, NAME, USER, keep)
+        return f"{version} on 127.0.0.1:{port}, takes certificates only"
 
     def _start_agent(self) -> str:
         token = json.loads(self.tctl("tokens", "add", "--type=node,db", "--format=json"))
         self.pin = token["ca_pin"]
         text = AGENT.format(root=self.root, port=self.port, pin=self.pin, token=token["token"])
-        if self.database is not None:
-            text += DATABASE.format(port=self.database.port)
+        if self.kinds:
+            text += DATABASES
+        for kind in self.kinds:
+            text += DATABASE.format(name=kind.name, protocol=kind.protocol, port=self.servers[kind.name].port)
         config = self.root / "agent.yaml"
         config.write_text(text)
         config.chmod(0o600)
         self._start("agent", config)
         self._wait(self._registered, "the agent's resources to be known")
-        return "SSH node" + (" and database pg, dialled out" if self.database else ", dialled out")
+        names = "".join(f", database {kind.name}" for kind in self.kinds)
+        return f"SSH node{names}; dialled out"
+
+    def _start_ssh_agent(self) -> str:
+        self.agent_socket.unlink(missing_ok=True)
+        self._ssh_agent = agent = subprocess.Popen(
+            ["ssh-agent", "-D", "-a", str(self.agent_socket)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        self._wait(lambda: self.agent_socket.exists() or agent.poll() is not None, "the ssh-agent")
+        if agent.poll() is not None:
+            raise Failure(f"ssh-agent did not start at {self.agent_socket}")
+        return "yours is left alone"
 
     def _registered(self) -> bool:
-        wanted = [("nodes", "node")] + ([("db", "pg")] if self.database else [])
+        wanted = [("nodes", "node"), *(("db", kind.name) for kind in self.kinds)]
         return all(f'"{name}"' in self.tctl(kind, "ls", "--format=json") for kind, name in wanted)
 
     def _start(self, name: str, config: Path) -> None:
@@ -214,6 +272,6 @@ def environment(cluster: Cluster, agent: str) -> dict[str, str]:
     return {
         **os.environ,
         "PATH": f"{cluster.tools}:{os.environ.get('PATH', '')}",
-        "TSH_HOME": f"{cluster.root}/tsh",
+        "TSH_HOME": str(cluster.home),
         "SSH_AUTH_SOCK": agent,
     }
