@@ -127,6 +127,13 @@ async def test_a_question_about_access_that_has_no_answer(cluster: Cluster, ques
         answer(question, cluster.proxy.front, cluster.known)
 
 
+async def test_a_protocol_that_is_not_known_here_is_named(cluster: Cluster) -> None:
+    await cluster.database("orders", 1)
+    question = Question(user=BOB, aim=Aim(db="orders"))
+    with pytest.raises(Failure, match=r"protocol postgres of orders is not known here: name it in teleport\.protocols"):
+        answer(question, cluster.proxy.front, cluster.known, {})
+
+
 async def test_a_hosts_certificate_where_users_are_expected(cluster: Cluster) -> None:
     """As the listener has it, whose TLS trusts the user CA alone there."""
     pair, granted = await cluster.auth.admit("node", "web")

@@ -44,6 +44,8 @@ from monoport.errors import Failure
 from monoport.net import memory
 from monoport.net.stream import Stream
 from monoport.net.unix import serve_unix
+from monoport.protocols import TABLE
+from monoport.protocols.description import Description
 from monoport.routing.names import BOOTSTRAP
 
 _log = structlog.get_logger()
@@ -90,6 +92,7 @@ class LocalAuth:
         hasher: PasswordHasher | None = None,
         storage: Storage | None = None,
         on_failure: OnFailure = OnFailure.REFUSE,
+        protocols: Mapping[str, Description] = TABLE,
     ) -> Self:
         """Opens or makes a cluster in a data folder.
 
@@ -97,6 +100,7 @@ class LocalAuth:
             cluster: its name; a folder of another cluster is refused with Failure.
             now: the time. hasher: argon2id with other parameters. storage: other than auth.db.
             on_failure: what happens to logins and changes while audit events cannot be kept.
+            protocols: the database protocols that databases may have.
         """
         store = storage or await SqliteStorage.open(data_dir / "auth.db", now)
         async with AsyncExitStack() as undo:
@@ -123,6 +127,7 @@ class LocalAuth:
                 events=events,
                 outage=Outage("auth", on_failure),
                 now=now,
+                protocols=protocols,
             )
             local = cls(data_dir, parts, store)
             undo.pop_all()

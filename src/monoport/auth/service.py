@@ -7,7 +7,7 @@ HTTP is `api`; which kind of caller may do what at all is the table in `permissi
 import ipaddress
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -39,6 +39,7 @@ from monoport.auth.resources import Resources, Write
 from monoport.auth.tokens import Tokens
 from monoport.auth.users import Users
 from monoport.errors import Failure
+from monoport.protocols.description import Description
 
 DATABASE_SESSION = timedelta(hours=1)  # a database client certificate serves to connect, not to stay connected
 MAX_EVENTS = 256  # events of one request
@@ -61,6 +62,7 @@ class Parts:
     events: EventLog
     outage: Outage
     now: Callable[[], datetime]
+    protocols: Mapping[str, Description] = field(default_factory=protocols.table)
 
 
 class Service:
@@ -188,7 +190,7 @@ class Service:
         if wanted.protocol and wanted.protocol != database.spec.protocol:
             raise Invalid(f'database "{wanted.name}" speaks {database.spec.protocol}, not {wanted.protocol}')
         if wanted.user and wanted.database:
-            action = protocols.login(database.spec.protocol, wanted.user, wanted.database)
+            action = protocols.login(database.spec.protocol, wanted.user, wanted.database, known=self.parts.protocols)
             locks = await self.parts.resources.locks()
             decision = authorize(caller, database, action, roles, locks, self.parts.now())
             if isinstance(decision, Denied):
@@ -257,7 +259,7 @@ class Service:
             raise Forbidden(what, f"asked by {caller}", **about)
         host = await self.parts.records.get(caller.name)
         await self.parts.ownership.require(host, "db", request.name, "database_client")
-        action = protocols.login(own.spec.protocol, request.user, request.database)
+        action = protocols.login(own.spec.protocol, request.user, request.database, known=self.parts.protocols)
         roles, locks = await self.parts.resources.roles(), await self.parts.resources.locks()
         decision = authorize(user, own, action, roles, locks, self.parts.now())
         if isinstance(decision, Denied):

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import click
 
-from monoport import protocols
 from monoport.auth import keys
 from monoport.auth.authorities import TrustedCas
 from monoport.auth.client import AuthClient
@@ -118,7 +117,7 @@ def _sign_database(beside: Beside, hosts: Sequence[str], prefix: Path, ttl: time
     click.echo(f"{certificate}, {key} and {cas} are written, good until {cell(signed.expires)}")
     files = {"certificate": certificate, "key": key, "cas": cas, "bundle": bundle}
     paths = {name: path.absolute() for name, path in files.items()}
-    for protocol in protocols.TABLE.values():
+    for protocol in beside.config.protocols.values():
         if protocol.server:
             text = protocol.server.format(cluster=signed.cas.cluster, **paths)
             click.echo(f"\n{protocol.title}\n{textwrap.indent(text, '  ')}", nl=False)

@@ -4,7 +4,8 @@ Belongs here: reissuing with a destination, and its files. Does not belong here:
 a client program (shell.py), any one protocol: all that varies comes from its description.
 """
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -23,9 +24,10 @@ from monoport.client.keys import load, owns
 from monoport.client.names import file_name
 from monoport.client.profile import Home, Profile
 from monoport.errors import Failure
-from monoport.protocols import named
+from monoport.protocols import named, table
 from monoport.protocols.description import Description
 
+OTHERS = "TSH_PROTOCOLS"  # of the environment: protocols of other packages, joined with commas
 SPARE = timedelta(seconds=30)  # a certificate with less than this left is renewed before it is used
 
 
@@ -220,9 +222,18 @@ def read_identity(pem: bytes, cas: TrustedCas) -> Identity:
     return from_x509(certificate, cas, certificate.not_valid_before_utc)
 
 
+def _known(environment: Mapping[str, str] = os.environ) -> Mapping[str, Description]:
+    """Ours, and those of others that the user names; raises Failure. What a cluster says never loads anything."""
+    others = tuple(name for name in environment.get(OTHERS, "").split(",") if name)
+    try:
+        return table(others)
+    except ValueError as error:
+        raise Failure(f"{OTHERS}: {error}") from None
+
+
 def protocol_of(destination: Destination) -> Description:
     """The description of a database's protocol; raises Failure if this tsh does not know it."""
-    found = named(destination.protocol)
+    found = named(destination.protocol, _known())
     if found is None:
         raise Failure(f"this tsh does not know the protocol {destination.protocol!r} of database {destination.name}")
     return found
@@ -230,7 +241,7 @@ def protocol_of(destination: Destination) -> Description:
 
 def title_of(database: Database) -> str:
     """The name of a database's protocol for people; as the cluster says it, if this tsh does not know it."""
-    found = named(database.spec.protocol)
+    found = named(database.spec.protocol, _known())
     return found.title if found is not None else database.spec.protocol
 
 

@@ -4,6 +4,7 @@ Belongs here: reading the file, turning validation errors into positions, what d
 Does not belong here: the keys themselves (model.py), YAML (source.py).
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from monoport.config import source, values
 from monoport.config.model import Config, KeyPair, ProxyService
 from monoport.config.source import ConfigError, Position, Source
 from monoport.config.values import Address
+from monoport.protocols.description import Description
 
 _SECTIONS = ("auth_service", "proxy_service", "ssh_service", "db_service", "app_service", "kubernetes_service")
 _EXPECTED = {
@@ -66,8 +68,9 @@ def parse(text: str, name: str) -> Config:
             "version is missing, which means v1, and v1 is not available in this version yet; expected version: v3"
         )
         raise document.error((), message)
+    context = {"base": Path(name).absolute().parent, "protocols": _protocols(document)}
     try:
-        config = Config.model_validate(document.data, context={"base": Path(name).absolute().parent})
+        config = Config.model_validate(document.data, context=context)
     except ValidationError as error:
         raise _first(error.errors(include_url=False), document) from None
     _check(config, document)
@@ -88,6 +91,19 @@ def _place_sections(document: Source) -> None:
             raise document.error(("teleport", section), message, at_key=True)
         document.data[section] = teleport.pop(section)
         document.move(("teleport", section), (section,))
+
+
+def _protocols(document: Source) -> Mapping[str, Description]:
+    """The table of protocols with those that `teleport.protocols` names, of which the names of others keys may be."""
+    teleport = document.data.get("teleport")
+    named = teleport.get("protocols", ()) if isinstance(teleport, dict) else ()
+    others = (named,) if isinstance(named, str) else tuple(named) if isinstance(named, list) else ()
+    if not all(isinstance(name, str) for name in others):
+        return protocols.TABLE  # the model says where
+    try:
+        return protocols.table(others)
+    except ValueError as error:
+        raise document.error(("teleport", "protocols"), f"teleport.protocols: {error}") from None
 
 
 def _first(errors: list[ErrorDetails], document: Source) -> ConfigError:
@@ -160,7 +176,7 @@ def _check_databases(config: Config, document: Source) -> None:
             message = f'there is a database "{database.name}" at line {line} already; expected another name'
             raise document.error(path, message)
         seen[database.name] = document.values[path]
-        if database.password_file is not None and not protocols.TABLE[database.protocol].passwords:
+        if database.password_file is not None and not config.protocols[database.protocol].passwords:
             path = ("db_service", "databases", index, "password_file")
             message = f"password_file is not available for {database.protocol} yet; expected it to be left out"
             raise document.error(path, message, at_key=True)
@@ -207,8 +223,9 @@ def _complete(config: Config, document: Source) -> Config:
     if proxy.enabled and not auth.enabled and alone:
         message = "auth_service is off; expected auth_server or proxy_server in teleport, or auth_service enabled"
         raise document.error(("auth_service", "enabled"), message)
+    ports = {name: protocol.default_port for name, protocol in config.protocols.items()}
     databases = tuple(
-        database.model_copy(update={"uri": Address(database.uri.host, protocols.TABLE[database.protocol].default_port)})
+        database.model_copy(update={"uri": Address(database.uri.host, ports[database.protocol])})
         if database.uri.port == 0
         else database
         for database in config.db_service.databases

@@ -5,6 +5,7 @@ Does not belong here: reading files and defaults that depend on other keys (load
 """
 
 import socket
+from collections.abc import Mapping
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -16,6 +17,7 @@ from monoport.config import values
 from monoport.config.section import Section, Service
 from monoport.config.source import ConfigError, Source
 from monoport.config.values import Address, Shown, address, one_or_many, problem, show
+from monoport.protocols.description import Description
 from monoport.wire import names
 
 # The table of ports of rfd 39.
@@ -121,6 +123,11 @@ class Teleport(Section):
         default=True,
         description="agents open a connection of its own for each database session when the proxy asks for it; "
         "otherwise, and where that fails, sessions share the tunnel's",
+    )
+    protocols: values.Names = Field(
+        default=(),
+        description="database protocols of other packages, by the names of their entry points `monoport.protocols`: "
+        "their code runs in this daemon; wherever one is used, proxies, agents and the auth service name it",
     )
     log: Log = Field(default_factory=Log, description="the daemon's log")
     audit: Audit = Field(default_factory=Audit, description="what happens where the audit log cannot be written")
@@ -329,9 +336,10 @@ class DatabaseTls(Section):
     )
 
 
-def _protocol(value: Any) -> str:
-    known = sorted(protocols.TABLE)
-    if isinstance(value, str) and (found := protocols.named(value)) is not None:
+def _protocol(value: Any, info: ValidationInfo) -> str:
+    table = (info.context or {}).get("protocols", protocols.TABLE)
+    known = sorted(table)
+    if isinstance(value, str) and (found := protocols.named(value, table)) is not None:
         return found.name
     if not isinstance(value, str):
         raise problem(f"{show(value)} is not a protocol; expected one of {', '.join(known)}")
@@ -343,7 +351,8 @@ class Database(Section):
 
     name: values.ResourceName = Field(description="its name in the cluster")
     protocol: Annotated[str, BeforeValidator(_protocol), Shown("protocol")] = Field(
-        description=f"what it speaks: {', '.join(f'`{name}`' for name in sorted(protocols.TABLE))}"
+        description=f"what it speaks: {', '.join(f'`{name}`' for name in sorted(protocols.TABLE))}, "
+        "or one that `teleport.protocols` names"
     )
     uri: Annotated[Address, address(0, "localhost:5432"), _ADDRESS] = Field(
         description="where the agent reaches it (default port: the protocol's)"
@@ -404,6 +413,11 @@ class Config(Section):
     def cluster_name(self) -> str:
         """The cluster's name where the auth service runs here, else "": the certificate of this host says it."""
         return self.auth_service.cluster_name
+
+    @property
+    def protocols(self) -> Mapping[str, Description]:
+        """Every database protocol of this daemon: ours, and those of others that the configuration names."""
+        return protocols.table(self.teleport.protocols)
 
     @property
     def public_addrs(self) -> tuple[Address, ...]:

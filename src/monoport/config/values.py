@@ -295,6 +295,7 @@ Silence = Annotated[float, BeforeValidator(_silence), Shown("time")]
 ReadableFile = Annotated[Path, BeforeValidator(_file), Shown("path of a file")]
 Pin = Annotated[str, BeforeValidator(_pin)]
 Pins = Annotated[tuple[Pin, ...], BeforeValidator(_string_or_list), Field(strict=False), Shown("`sha256:…` or a list")]
+Names = Annotated[tuple[str, ...], BeforeValidator(_string_or_list), Field(strict=False), Shown("name or list")]
 Network = Annotated[IPv4Network | IPv6Network, BeforeValidator(_network)]
 Networks = Annotated[
     tuple[Network, ...], BeforeValidator(_string_or_list), Field(strict=False), Shown("address, network, or a list")

@@ -27,6 +27,8 @@ from monoport.errors import Failure
 from monoport.net.http import serve_http
 from monoport.net.stream import Stream
 from monoport.net.unix import serve_unix
+from monoport.protocols import TABLE
+from monoport.protocols.description import Description
 from monoport.proxy.connection import FrontDoor
 from monoport.routing.explain import explain, listing
 from monoport.routing.match import decide
@@ -53,9 +55,10 @@ async def serve(
     front: Callable[[], FrontDoor | None],
     known: Callable[[], Known],
     outages: Callable[[], Mapping[str, Outage]],
+    table: Mapping[str, Description] = TABLE,
 ) -> None:
     """Answer on a Unix socket that only this daemon's user can open, until cancelled; raises Failure."""
-    app = application(front, known, outages)
+    app = application(front, known, outages, table)
 
     async def answer_one(stream: Stream) -> None:
         await serve_http(stream, app, state={})
@@ -67,10 +70,12 @@ def application(
     front: Callable[[], FrontDoor | None],
     known: Callable[[], Known],
     outages: Callable[[], Mapping[str, Outage]],
+    table: Mapping[str, Description] = TABLE,
 ) -> Starlette:
     """The ASGI application of the daemon's socket; `front` gives None where no proxy runs (yet).
 
     known: gives what the proxy knows of the cluster; asked only where there is one. outages: of each role's audit log.
+    table: the database protocols.
     """
 
     def door() -> FrontDoor:
@@ -101,7 +106,7 @@ def application(
             question = Question.model_validate_json(await request.body())
         except ValidationError as error:
             raise Failure(f"the question is not understood: {error.errors()[0]['msg']}") from error
-        return JSONResponse(answer(question, door(), known()))
+        return JSONResponse(answer(question, door(), known(), table))
 
     async def health(_request: Request) -> Response:
         return JSONResponse({"audit": {role: asdict(one.health) for role, one in outages().items()}})
@@ -137,7 +142,9 @@ def _connection(row: Mapping[str, Any], now: datetime) -> dict[str, Any]:
     }
 
 
-def answer(question: Question, front: FrontDoor, known: Known) -> dict[str, Any]:
+def answer(
+    question: Question, front: FrontDoor, known: Known, table: Mapping[str, Description] = TABLE
+) -> dict[str, Any]:
     """Route a made-up ClientHello with the listener's own function and say what it, and each rule, decided.
 
     Then, if the question names a node or database, what was looked at to decide whether the caller may reach it.
@@ -147,7 +154,7 @@ def answer(question: Question, front: FrontDoor, known: Known) -> dict[str, Any]
     aim = question.aim
     offered = question.alpn
     if aim is not None and not offered and not question.sni:
-        offered = [aim.protocol_name(known)]
+        offered = [aim.protocol_name(known, table)]
     try:
         name = canonical(question.sni) if question.sni else None
     except HostNameError as error:

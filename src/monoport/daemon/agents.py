@@ -133,7 +133,8 @@ async def _beside_sshd(sshd: Sshd, node: OpensshNode) -> None:
 def _databases(config: Config, member: Member, connect: Connect | None) -> Service:
     leases = Leases()
     databases = config.db_service.databases
-    service = Databases(member.host.host_id, databases, member.cache, member.client, member.audit, leases=leases)
+    found = (member.host.host_id, databases, member.cache, member.client, member.audit)
+    service = Databases(*found, leases=leases, table=config.protocols)
     agent = _agent(config, member, service.serve, connect)
     return Service(agent, service.run, leases, member, samples=partial(measure.of_databases, service))
 

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import structlog
 
-from monoport import protocols
 from monoport.auth.authorities import pin
 from monoport.auth.client import Change, Put, Removed
 from monoport.config import Config
@@ -75,12 +74,12 @@ class Proxy:
             Kind.SSH: PlainSsh(users, tunnels).serve,
             Kind.TUNNEL: ReverseTunnels(tunnels).serve,
             Kind.DIALBACK: DialBacks(tunnels).serve,
-            Kind.DATABASE: Databases(self.contexts, tunnels, cache, audit).serve,
+            Kind.DATABASE: Databases(self.contexts, tunnels, cache, audit, table=config.protocols).serve,
             Kind.WEB: web.serve,
             Kind.BOOTSTRAP: web.serve,
             Kind.AUTH: AuthService(member.dial_auth).serve,
         }
-        rules = [description.routing for description in protocols.TABLE.values()]
+        rules = [description.routing for description in config.protocols.values()]
         public = [str(address) for address in config.public_addrs]
         self._greets = _greets(config)
         served, greeting = frozenset(handlers), bool(self._greets)
@@ -100,7 +99,7 @@ class Proxy:
         networks = service.proxy_protocol.networks
         balancers = Balancers(networks) if networks else None
         sockets = [one for found in bound.values() for one in found]
-        by_name = (one.name for one in protocols.TABLE.values() if one.routing.by_name)
+        by_name = (one.name for one in self._config.protocols.values() if one.routing.by_name)
         self._own = {str(sock.getsockname()[1]): name for name in by_name for sock in bound.get(name, ())}
         self._tunnel_ports = frozenset(str(sock.getsockname()[1]) for sock in bound.get("tunnel", ()))
         greets = {one: seconds for name, seconds in self._greets.items() for one in bound.get(name, ())}
@@ -193,7 +192,7 @@ class Proxy:
 def _greets(config: Config) -> dict[str, float]:
     """Whose silent clients are spoken to, by what their port is for, and after how many seconds."""
     service = config.proxy_service
-    own = (one for one in protocols.TABLE.values() if one.routing.greets and one.listen_key)
+    own = (one for one in config.protocols.values() if one.routing.greets and one.listen_key)
     greets = {one.name: 0.0 for one in own if getattr(service, one.listen_key) is not None}
     for seconds in service.on_silence().values():  # of one protocol at most
         greets["web"] = seconds

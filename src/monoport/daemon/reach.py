@@ -12,13 +12,13 @@ from typing import Annotated, Any, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from monoport import protocols
 from monoport.access.decide import Action, DatabaseLogin, Ssh
 from monoport.access.explain import explain
 from monoport.access.identity import Identity
 from monoport.access.resources import Database, Lock, Node, Role, User, parse_document
 from monoport.access.supposed import signed_in
 from monoport.errors import Failure
+from monoport.protocols.description import Description
 from monoport.routing.names import SSH_ALPN
 
 Name = Annotated[str, Field(max_length=255)]
@@ -66,10 +66,16 @@ class Aim(BaseModel):
         """What would be done to it."""
         return Ssh(self.login or None) if self.node else DatabaseLogin(self.db_user, self.db_name)
 
-    def protocol_name(self, known: Known) -> str:
+    def protocol_name(self, known: Known, table: Mapping[str, Description]) -> str:
         """The ALPN name by which our own client goes there; raises Failure."""
         found = self.resource(known)
-        return protocols.TABLE[found.spec.protocol].alpn[0] if isinstance(found, Database) else SSH_ALPN[0]
+        if not isinstance(found, Database):
+            return SSH_ALPN[0]
+        if found.spec.protocol not in table:
+            raise Failure(
+                f"protocol {found.spec.protocol} of {found.name} is not known here: name it in teleport.protocols"
+            )
+        return table[found.spec.protocol].alpn[0]
 
 
 def supposed(document: Mapping[str, Any], cluster: str, known: Known, now: datetime) -> Identity:

@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 
 import structlog
 
-from monoport import __version__, protocols
+from monoport import __version__
 from monoport.audit.metrics import Histogram, Metrics, Sample
 from monoport.audit.outage import OnFailure, Outage
 from monoport.auth.local import LocalAuth
@@ -114,7 +114,7 @@ def _addresses(config: Config) -> Iterator[tuple[str, str, str, Address]]:
         wanted.append(("auth", "auth_service", "listen_addr"))
     if config.proxy_service.enabled:
         ours = {"web": "web_listen_addr", "ssh": "listen_addr", "tunnel": "tunnel_listen_addr"}
-        ours |= {one.name: one.listen_key for one in protocols.TABLE.values() if one.listen_key}
+        ours |= {one.name: one.listen_key for one in config.protocols.values() if one.listen_key}
         wanted += [(name, "proxy_service", key) for name, key in ours.items()]
     for name, section, key in wanted:
         address = getattr(getattr(config, section), key)
@@ -165,7 +165,9 @@ class _Daemon:
             local = await self._auth(stack)
             group = await stack.enter_async_context(asyncio.TaskGroup())
             group.create_task(self._tick())
-            group.create_task(admin.serve(self.data.socket, self._front, self._known, self._outages))
+            group.create_task(
+                admin.serve(self.data.socket, self._front, self._known, self._outages, self.config.protocols)
+            )
             if self.config.proxy_service.enabled:
                 group = await self._start_proxy(stack, local)
             for role in agents.roles(self.config):
@@ -253,7 +255,10 @@ class _Daemon:
         if not self.config.auth_service.enabled:
             return None
         local = await LocalAuth.open(
-            self.data.root, self.config.cluster_name, on_failure=OnFailure(self.config.teleport.audit.on_failure)
+            self.data.root,
+            self.config.cluster_name,
+            on_failure=OnFailure(self.config.teleport.audit.on_failure),
+            protocols=self.config.protocols,
         )
         self.auth = await stack.enter_async_context(local)
         group = await stack.enter_async_context(asyncio.TaskGroup())

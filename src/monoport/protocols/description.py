@@ -99,7 +99,7 @@ class Description:
     title: str  # for people
     default_port: int  # of a real server
     front: Callable[[], Front]  # the proxy's side of the opening, one per connection
-    engine: str  # module under agents/ that speaks to the real server
+    engine: str  # module that speaks to the real server; ours are under agents/
     shell: Shell
     ways: Ways = Ways()
     needs_user: bool = True  # a login must name a database user

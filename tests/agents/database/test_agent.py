@@ -15,12 +15,15 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
+from monoport import protocols
 from monoport.access.claims import Destination
+from monoport.access.lease import Leases
 from monoport.access.resources import Lock
 from monoport.agents.database import agent as agents
 from monoport.audit.outage import NotRecorded
 from monoport.audit.spool import SpoolError
 from monoport.auth.client import AuthError
+from monoport.errors import Failure
 from monoport.net.memory import pair
 from monoport.net.stream import Stream
 from monoport.tunnel import dial
@@ -35,7 +38,7 @@ from monoport.wire.postgres.messages import (
 )
 
 from .scripted import KEY, OK, READY, Play, Script, read_message, read_packet
-from .world import HOST_ID, Cluster, User, World, configured, world
+from .world import HOST_ID, Auth, Cluster, Directory, MemoryLog, User, World, configured, world
 
 STARTUP = StartupMessage(0, {"user": "alice", "database": "app"})
 QUERY = message(b"Q", b"SELECT 1\0")
@@ -577,3 +580,11 @@ async def test_a_removed_database_is_not_served_until_it_is_allowed_again(cluste
         assert made.auth.first[-1] is False
         async with serving(made, preface(cluster.user())) as served:
             await served.accepted()
+
+
+def test_an_engine_that_cannot_be_loaded_is_one_line(cluster: Cluster) -> None:
+    directory, leases = Directory(cluster.trusted), Leases()
+    for engine in ("nothing_of_that_name", "monoport.agents.database.engine"):  # no such module, and none in it
+        table = {"postgres": replace(protocols.TABLE["postgres"], engine=engine)}
+        with pytest.raises(Failure, match="the engine of protocol postgres cannot be loaded: "):
+            agents.Databases(HOST_ID, [configured()], directory, Auth(cluster), MemoryLog(), leases=leases, table=table)

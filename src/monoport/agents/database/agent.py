@@ -29,6 +29,7 @@ from monoport.audit.printable import printable
 from monoport.auth.authorities import TrustedCas
 from monoport.auth.client import AuthError
 from monoport.config import model
+from monoport.errors import Failure
 from monoport.net.stream import Stream
 from monoport.protocols.description import Description
 from monoport.tunnel import dial, preface
@@ -90,6 +91,7 @@ class Databases:
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         rand: Callable[[], float] = random.random,
     ) -> None:
+        self._table = table
         self._directory = directory
         self._auth = auth
         self._audit = audit
@@ -180,7 +182,7 @@ class Databases:
         protocol = who["protocol"]
 
         def deny(database: str, features: tuple[str, ...]) -> Denied | None:
-            action = protocols.login(protocol, asked.user, database, features)
+            action = protocols.login(protocol, asked.user, database, features, self._table)
             decision = self._decide(permit.identity, asked.target, action)
             return decision if isinstance(decision, Denied) else None
 
@@ -257,7 +259,7 @@ class Databases:
             **({"features": list(asked.features)} if asked.features else {}),
         }
         protocol = self._resources[asked.target].spec.protocol
-        action = protocols.login(protocol, asked.user, asked.database, asked.features)
+        action = protocols.login(protocol, asked.user, asked.database, asked.features, self._table)
         decision = self._decide(identity, asked.target, action)
         if isinstance(decision, Denied):
             _log.warning("session refused", **who, rule=decision.rule)
@@ -290,5 +292,9 @@ def _resource(database: model.Database, host_id: str) -> Database:
 
 
 def _engine(protocol: Description, database: model.Database, issuer: Issuer) -> Engine:
-    make: Callable[[model.Database, Issuer], Engine] = importlib.import_module(protocol.engine).ENGINE
+    make: Callable[[model.Database, Issuer], Engine]
+    try:
+        make = importlib.import_module(protocol.engine).ENGINE
+    except (ImportError, AttributeError) as error:
+        raise Failure(f"the engine of protocol {protocol.name} cannot be loaded: {error}") from error
     return make(database, issuer)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from html import escape
 from urllib.parse import quote
 
-from monoport import __version__, protocols
+from monoport import __version__
 from monoport.protocols.description import Description
 from monoport.proxy.web.site import Site
 from monoport.proxy.web.style import STYLE
@@ -51,7 +51,7 @@ def home(site: Site) -> str:
 <div class="page hero">
 <h1>Everything in <em>{cluster}</em> is behind this one port.</h1>
 <p class="lead">This is an identity-aware access proxy. Servers and databases have no open ports of their own:
-sign in once, get a certificate that expires by itself, and use the {_programs()} you already know.</p>
+sign in once, get a certificate that expires by itself, and use the {_programs(site)} you already know.</p>
 </div>
 <div class="page"><ol class="steps">
 <li><div><h2>Get tsh</h2>
@@ -104,7 +104,7 @@ def _pin_note(site: Site) -> str:
 
 def _routes(site: Site) -> list[tuple[str, str]]:
     rows = [("SSH", "<code>teleport-proxy-ssh</code>, spoken by tsh for you and for plain <code>ssh</code>")]
-    for protocol in protocols.TABLE.values():
+    for protocol in site.protocols.values():
         names = " or ".join(f"<code>{escape(alpn)}</code>" for alpn in (*protocol.alpn, *protocol.direct_alpn))
         rows.append((escape(protocol.title), names + _besides(protocol, site)))
     return [
@@ -126,11 +126,10 @@ def _besides(protocol: Description, site: Site) -> str:
     return ", spoken by tsh" + (f"; its own clients have port <code>{escape(port)}</code>" if port else "")
 
 
-def _programs() -> str:
+def _programs(site: Site) -> str:
     """The programs that people know and go on using."""
-    *most, last = [
-        f"<code>{escape(one)}</code>" for one in ("ssh", *(p.shell.program for p in protocols.TABLE.values()))
-    ]
+    programs = ("ssh", *(protocol.shell.program for protocol in site.protocols.values()))
+    *most, last = [f"<code>{escape(one)}</code>" for one in programs]
     return f"{', '.join(most)} and {last}"
 
 

@@ -3,13 +3,15 @@
 Belongs here: the answer of ping and find, which names are ours, what a page shows. Does not belong here: HTTP.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from ipaddress import ip_address
 from typing import Any
 
-from monoport import __version__, protocols
+from monoport import __version__
 from monoport.config import Address, Config
+from monoport.protocols import table
+from monoport.protocols.description import Description
 from monoport.wire import names
 
 MIN_CLIENT_VERSION = "0.1.0"  # the first version there is
@@ -24,7 +26,7 @@ class Site:
     where such clients are served: there it listens, or, for those that the one port greets, the public address.
     certificate: whether `https_keypairs` shows browsers a certificate of the user's own choice.
     pins: gives the pins of the cluster's CA as they are now. greets: protocols that the one port speaks to clients that
-    say nothing.
+    say nothing. protocols: the database protocols served.
     """
 
     cluster: str
@@ -33,6 +35,7 @@ class Site:
     certificate: bool
     pins: Callable[[], tuple[str, ...]]
     greets: frozenset[str] = frozenset()
+    protocols: Mapping[str, Description] = field(default_factory=table)
 
     @property
     def address(self) -> Address:
@@ -60,7 +63,7 @@ class Site:
                     "web_listen_addr": self.listeners.get("web_listen_addr", ""),
                     "public_addr": str(self.address),
                 },
-                "db": {key: self.listeners.get(key, "") for key in _databases()},
+                "db": {key: self.listeners.get(key, "") for key in _databases(self.protocols)},
             },
         }
 
@@ -74,18 +77,18 @@ def site(config: Config, cluster: str, pins: Callable[[], tuple[str, ...]]) -> S
         pins: gives the pins of the cluster's CA as they are now.
     """
     proxy = config.proxy_service
-    keys = ("web_listen_addr", "listen_addr", "tunnel_listen_addr", *_databases())
+    keys = ("web_listen_addr", "listen_addr", "tunnel_listen_addr", *_databases(config.protocols))
     listeners = {key: str(value) for key in keys if (value := getattr(proxy, key)) is not None}
     greets = frozenset(proxy.on_silence())
     for name in greets:  # who has no port of their own that greets them comes to the one port
-        if key := protocols.TABLE[name].listen_key:
+        if key := config.protocols[name].listen_key:
             listeners.setdefault(key, str(proxy.public_addr[0]))
-    return Site(cluster, proxy.public_addr, listeners, bool(proxy.https_keypairs), pins, greets)
+    return Site(cluster, proxy.public_addr, listeners, bool(proxy.https_keypairs), pins, greets, config.protocols)
 
 
-def _databases() -> tuple[str, ...]:
+def _databases(protocols: Mapping[str, Description]) -> tuple[str, ...]:
     """The keys of ports that database protocols have for themselves."""
-    return tuple(one.listen_key for one in protocols.TABLE.values() if one.listen_key)
+    return tuple(one.listen_key for one in protocols.values() if one.listen_key)
 
 
 def is_ours(host: str, ours: frozenset[str], server_name: str | None) -> bool:
