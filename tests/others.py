@@ -43,11 +43,17 @@ class Greet:
     async def serve(self, session, client):
         line = await client.read(MAX_LINE)
         shown = await self.issuer.client_certificate(
-            session.user, certificate=session.certificate, name=self.database.name, database=session.database
+            session.user,
+            certificate=session.certificate,
+            name=self.database.name,
+            database=session.database,
+            connection=session.connection,
         )
         said = f"{session.user} said {line.decode().strip()}"
         client.send(f"{said}, and has a certificate: {shown is not None}\\n".encode())
         client.send_eof()
+        while await client.read(MAX_LINE):
+            pass  # who returns has ended the connection, whatever is still on its way
 
     async def cancel(self, session):
         pass
