@@ -400,3 +400,11 @@ def test_any_bytes_are_a_text(text: bytes) -> None:
     for found in look(b"use " + text):
         if isinstance(found, Kill) and found.thread is not None:
             assert (b"use " + text)[found.start : found.stop].isdigit()
+
+
+def test_thousands_of_refusals_in_one_breath_cost_their_number() -> None:
+    asked = packet(0, b"\x11x") * 131_072  # as four reads of a connection hold
+    began = time.process_time()
+    heard = Commands(Judge()).receive(asked)
+    assert time.process_time() - began < 5
+    assert len(heard.actions) == 131_072

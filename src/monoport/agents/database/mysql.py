@@ -263,7 +263,7 @@ class Mysql:
 
         def inspect(data: bytes | memoryview) -> Passage[Action]:
             seen = commands.receive(data)
-            return Passage(seen.actions, b"".join(seen.forward), seen.answer)
+            return Passage(seen.actions, b"".join(seen.forward), bytes(seen.answer))
 
         async def record(actions: Sequence[Action]) -> None:
             await session.record([entry for action in actions for entry in audited(action, judge.rules)])

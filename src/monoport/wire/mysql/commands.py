@@ -92,7 +92,7 @@ class Passing:
 
     actions: list[Action] = field(default_factory=list)
     forward: list[bytes] = field(default_factory=list)
-    answer: bytes = b""
+    answer: bytearray = field(default_factory=bytearray)  # grows by many: bytes would be copied for each
 
 
 class _Mode(Enum):
