@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager, suppress
 
 import pytest
 
-from monoport.agents.database.conversation import Conversation, Passage, Unrecorded, Violation
+from monoport.agents.database.conversation import SLICE, Conversation, Passage, Unrecorded, Violation
 from monoport.audit.outage import NotRecorded
 from monoport.net.memory import pair
 from monoport.net.sockets import SocketStream
@@ -24,12 +24,14 @@ class Log:
 
     def __init__(self) -> None:
         self.lines: list[str] = []
+        self.most = 0  # of one call
         self.open = asyncio.Event()
         self.open.set()
         self.waiting = asyncio.Event()
         self.error: Exception | None = None
 
     async def record(self, lines: Sequence[str]) -> None:
+        self.most = max(self.most, len(lines))
         self.waiting.set()
         await self.open.wait()
         if self.error is not None:
@@ -244,6 +246,58 @@ async def test_a_server_that_never_reads_stops_the_client(talk: Talk) -> None:
         got = 0
         while got < sent:
             got += len(await talk.server.read())
+        talk.server.close()
+    assert running.result() == ""
+
+
+async def test_a_client_that_never_reads_its_refusals_is_not_read_from() -> None:
+    client, near = pair()
+    far, server = pair()
+
+    def refuse(data: bytes | memoryview) -> Passage[str]:
+        return Passage(["no"], answer=bytes(40 * len(data)))
+
+    async with asyncio.TaskGroup() as group:
+        running = group.create_task(Conversation(near, far, refuse, Log().record).run())
+        sent = 0
+        while client.send(b"n" * 4096) and sent < 10_000_000:
+            sent += 4096
+            for _ in range(8):
+                await asyncio.sleep(0)
+        assert sent < 1_000_000
+        got = 0
+        while got < 40 * sent:
+            got += len(await client.read())
+        server.close()
+    assert running.result() == ""
+
+
+async def test_of_a_breath_of_short_statements_no_more_is_looked_at_than_the_log_takes(talk: Talk) -> None:
+    async with asyncio.TaskGroup() as group:
+        running = group.create_task(talk.conversation.run())
+        talk.log.open.clear()
+        talk.client.send(b"A " * 98_304)
+        await talk.log.waiting.wait()
+        talk.client.send(b"b ")
+        talk.client.send_eof()
+        talk.log.open.set()
+        await read(talk.server, "A " * 98_304 + "b ")
+        assert await talk.server.read() == b""
+        talk.server.close()
+    assert running.result() == ""
+    assert len(talk.log.lines) == 98_304
+    assert talk.log.most <= SLICE  # an event is a hundred times as large as such a statement
+
+
+async def test_what_is_not_looked_at_yet_waits_for_a_server_that_does_not_read(talk: Talk) -> None:
+    async with asyncio.TaskGroup() as group:
+        running = group.create_task(talk.conversation.run())
+        for _ in range(4):
+            talk.client.send(b"A " * 98_304)
+            for _ in range(64):
+                await asyncio.sleep(0)
+        assert len(talk.log.lines) < 3 * 98_304
+        await read(talk.server, "A " * 4 * 98_304)
         talk.server.close()
     assert running.result() == ""
 

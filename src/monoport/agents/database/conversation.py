@@ -19,6 +19,8 @@ from monoport.net.wakeup import Wakeup
 
 T = TypeVar("T")
 
+SLICE = 16_384  # bytes of the client that are looked at in one go: a few thousand of the shortest statements
+COST = 512  # bytes that an action keeps beside its text, until the audit log has it
 TAIL = 16  # last bytes of the server's stream that are kept, for `quiet` to look at
 SETTLE = 2.0  # seconds within which a running statement ends after a cancel; a session must be over within 5
 SILENT = 0.25  # seconds of the server's silence after which its last message is taken to be whole
@@ -82,9 +84,12 @@ class Conversation(Generic[T]):
         self._news = False  # something for run() to do
         self._bell: Wakeup | None = None  # wakes it
         self._held: list[bytes] = []  # the client's bytes that wait for the audit log
-        self._waiting = (
-            0  # how many those are; beyond HIGH_WATER, what waits for the server included, nothing more is read
-        )
+        self._rest = b""  # behind those, not looked at yet
+        # How many both are; beyond HIGH_WATER, what waits for the server included, nothing more is read.
+        self._waiting = 0
+        self._cost = 0  # what they do and are told keeps so much besides; beyond HIGH_WATER nothing more is looked at
+        self._server_full = False  # the client is not read from until there is room again
+        self._client_full = False  # likewise: it does not read what it is told
         self._actions: list[T] = []  # what they do
         self._answers: list[bytes] = []  # what the client is told behind them
         self._client_ended = False
@@ -104,7 +109,7 @@ class Conversation(Generic[T]):
         while not self._over and not self._ending:
             await self._rung()
             await self._pass_held()
-            if self._client_ended and not self._held:
+            if self._client_ended and not self._held and not self._rest:
                 self._server.send_eof()
         if self._error is not None:
             raise self._error
@@ -156,26 +161,43 @@ class Conversation(Generic[T]):
 
     async def _pass_held(self) -> None:
         """Record what waits, then let it go on to the server; more may come meanwhile."""
-        while self._held and not self._over and not self._ending:
+        while not self._over and not self._ending:
+            if not self._held:
+                if not self._rest or self._server_full or self._client_full:
+                    self._read_on()
+                    return
+                rest, self._rest = self._rest, b""
+                self._waiting -= len(rest)
+                self._look(rest)
+                continue
             held, self._held = self._held, [b""]  # not empty: what comes while we wait has to queue behind this
             actions, self._actions = self._actions, []
             answers, self._answers = self._answers, []
+            cost = self._cost
             try:
                 await self._record(actions)
             except Exception as error:
                 raise Unrecorded(error) from error
-            full = False
+            self._cost -= cost
             if whole := b"".join(held):
                 self._waiting -= len(whole)
-                self.tail = b""
-                full = not self._server.send(whole)
-            if answers:
-                self._client.send(b"".join(answers))
-            del self._held[0]
-            if full:
+                self._send(whole)
+            if answers and not self._client.send(b"".join(answers)):
+                self._client_full = True
                 self._client.pause_reading()
-            elif not self._held and not self._ending:
-                self._client.resume_reading()
+            del self._held[0]
+
+    def _read_on(self) -> None:
+        """Read from the client again, if nothing waits before what it says next."""
+        if not (self._held or self._rest or self._server_full or self._client_full or self._ending):
+            self._client.resume_reading()
+
+    def _send(self, data: bytes | memoryview) -> None:
+        """Give the server what may go on."""
+        self.tail = b""
+        if not self._server.send(data):
+            self._server_full = True
+            self._client.pause_reading()
 
     # from the two sides
 
@@ -183,29 +205,50 @@ class Conversation(Generic[T]):
         """Bytes of the client: straight on unless they, or others before them, wait for the audit log."""
         if self._over or self._ending:
             return
-        try:
-            passage = self._inspect(data)
-        except ValueError as error:
-            self.finish(Violation(str(error)))
-            return
-        answer = b""
-        if isinstance(passage, Passage):
-            actions, data, answer = passage.actions, passage.forward, passage.answer
+        if self._rest:
+            self._put_off(data)
         else:
-            actions = passage
-        if actions or answer or self._held:
-            self._held.append(bytes(data))
-            self._actions.extend(actions)
-            if answer:
-                self._answers.append(answer)
-            self._waiting += len(data)
-            if self._waiting + self._server.waiting > HIGH_WATER:
-                self._client.pause_reading()
+            self._look(data)
+        if self._held or self._over:
             self._ring()
-        elif data:
-            self.tail = b""
-            if not self._server.send(data):
-                self._client.pause_reading()
+
+    def _look(self, data: bytes | memoryview) -> None:
+        """See what bytes of the client do, slice by slice, for as long as there is room for it."""
+        straight: list[bytes | memoryview] = []
+        for start in range(0, len(data), SLICE):
+            if self._cost > HIGH_WATER:
+                self._put_off(data[start:])
+                break
+            try:
+                passage = self._inspect(data[start : start + SLICE])
+            except ValueError as error:
+                self._over, self._error = True, Violation(str(error))
+                return
+            if not isinstance(passage, Passage):
+                passage = Passage(passage, data[start : start + SLICE])
+            if passage.actions or passage.answer or self._held:
+                self._hold(passage)
+            elif passage.forward:
+                straight.append(passage.forward)
+        if straight:
+            self._send(b"".join(straight) if len(straight) > 1 else straight[0])
+        waits = self._waiting + self._server.waiting
+        if self._rest or (self._held and max(waits, self._cost) > HIGH_WATER):
+            self._client.pause_reading()
+
+    def _put_off(self, data: bytes | memoryview) -> None:
+        """Keep bytes of the client until there is room for what they do."""
+        self._rest += data
+        self._waiting += len(data)
+
+    def _hold(self, passage: Passage[T]) -> None:
+        """Keep what waits for the audit log, or behind what does."""
+        self._held.append(bytes(passage.forward))
+        self._actions.extend(passage.actions)
+        if passage.answer:
+            self._answers.append(passage.answer)
+        self._waiting += len(passage.forward)
+        self._cost += len(passage.answer) + COST * len(passage.actions)
 
     def from_server(self, data: bytes | memoryview) -> None:
         """Bytes of the server, on to the client."""
@@ -230,13 +273,19 @@ class Conversation(Generic[T]):
         self._ring()
 
     def client_has_room(self) -> None:
-        """The client takes more of what the server says."""
+        """The client takes more of what it is told."""
         self._server.resume_reading()
+        if self._client_full:
+            self._client_full = False
+            self._ring()
 
     def server_has_room(self) -> None:
         """The server takes more of what the client says."""
-        if not self._held and not self._ending:
-            self._client.resume_reading()
+        self._server_full = False
+        if self._rest:
+            self._ring()
+        else:
+            self._read_on()
 
     def finish(self, error: Exception | None) -> None:
         """One side is gone, or must be."""
