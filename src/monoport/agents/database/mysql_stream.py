@@ -3,15 +3,19 @@
 Belongs here: the pump between the two. The packets' form lives in `wire/mysql/compression`.
 """
 
-from monoport.net.stream import Data, Stream
+from monoport.net.stream import CHUNK, Data, Stream
 from monoport.wire.mysql.compression import Inflater, deflated
 from monoport.wire.mysql.packets import ProtocolError
 
 
 class CompressedStream(Stream):
-    """MySQL's compression over `raw`, which it owns, towards a client."""
+    """MySQL's compression over `raw`, which it owns, towards a client.
 
-    __slots__ = ("_eof", "_inflater", "_number", "_paused", "_raw")
+    Nothing more is read from the client while something of it waits to be inflated, and one turn of the loop inflates
+    about as much as one read of an ordinary connection brings.
+    """
+
+    __slots__ = ("_behind", "_due", "_eof", "_inflater", "_number", "_paused", "_raw")
 
     def __init__(self, raw: Stream) -> None:
         super().__init__(raw.loop)
@@ -19,6 +23,8 @@ class CompressedStream(Stream):
         self._inflater = Inflater()
         self._number = 0  # of the next packet that we send
         self._paused = False
+        self._behind = False  # what came is not inflated yet: `raw` is paused
+        self._due = False  # `_go_on` will be called
         self._eof = False
         raw.start(self)
 
@@ -43,18 +49,42 @@ class CompressedStream(Stream):
         self._room_again()
 
     def _deliver(self) -> None:
+        given = 0
         try:
-            while not self._paused and not self.lost:
+            while not self._paused and not self.lost and given < CHUNK:
                 content = self._inflater.next()
                 if not content:
-                    if self._eof:
-                        self._eof = False
-                        self._receiver.eof_received()
+                    self._read_on()
                     return
+                given += len(content)
                 self._number = self._inflater.number + 1
                 self._receiver.data_received(content)
         except ProtocolError as error:
             self.abort(ConnectionError(str(error)))
+            return
+        if not self.lost:
+            self._behind = True
+            self._raw.pause_reading()
+            if not self._paused:
+                self._later()
+
+    def _read_on(self) -> None:
+        """All that has come is inflated."""
+        if self._eof:
+            self._eof = False
+            self._receiver.eof_received()
+        elif self._behind:
+            self._behind = False
+            self._raw.resume_reading()
+
+    def _later(self) -> None:
+        if not self._due:
+            self._due = True
+            self.loop.call_soon(self._go_on)
+
+    def _go_on(self) -> None:
+        self._due = False
+        self._deliver()
 
     # what a transport provides
 
@@ -78,8 +108,8 @@ class CompressedStream(Stream):
         """Deliver again: first what has come already."""
         if self._paused:
             self._paused = False
-            self._raw.resume_reading()
-            self.loop.call_soon(self._deliver)
+            self._behind = True
+            self._later()
 
     def close(self) -> None:
         """Flush, then close."""
