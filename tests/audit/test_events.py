@@ -129,6 +129,7 @@ def test_an_event_from_elsewhere_must_be_one(ids):
         {"id": None},
         {"time": "noon"},
         {"time": "2030-01-01T00:00:00"},
+        {"time": "0001-01-01T00:00:00+14:00"},
         {"type": "login"},
         {"fields": []},
         {"more": 1},

@@ -1,13 +1,14 @@
 """The API over real TLS: who gets in, who is thrown out, and what hostile bytes lead to."""
 
 import asyncio
+import json
 import ssl
 from dataclasses import replace
 from datetime import timedelta
 
 import pytest
 
-from monoport.audit.events import EventIds, make
+from monoport.audit.events import EventIds, make, to_json
 from monoport.auth import authorities, keys
 from monoport.auth.authorities import CaKind
 from monoport.auth.client import MAX_EVENTS, AuthClient, AuthError, AuthUnavailable, unix
@@ -283,6 +284,13 @@ async def test_an_agent_cannot_make_the_audit_log_unreadable_or_write_into_its_f
     event = make(ids, "session.start", {"user": "alice@example.com"})
     with pytest.raises(AuthError, match="limit"):
         await node.emit([replace(event, fields={"user": "a" * 900_000})])
+    for number in (b"NaN", b"-Infinity", b"1e400"):
+        for kind in (b"session.start", b"session.end"):
+            payload = event.payload.replace(b"session.start", kind).replace(b'"alice@example.com"', number)
+            with pytest.raises(AuthError, match="not JSON's"):
+                await node.emit_payloads([payload])
+    with pytest.raises(AuthError, match="time"):
+        await node.emit_payloads([json.dumps(to_json(event) | {"time": "0001-01-01T00:00:00+14:00"}).encode()])
     await node.emit([replace(event, time=world.clock() + timedelta(days=3650))])
     [kept] = (await world.admin_client().events_list(10, None, "session.start")).events
     assert kept.time <= world.clock()

@@ -213,11 +213,11 @@ def _plain(fields: Mapping[str, object]) -> bool:
 def _instant(text: str) -> datetime:
     try:
         instant = datetime.fromisoformat(text)
-    except ValueError as error:
+        if instant.tzinfo is None:
+            raise EventError("an event's time has no zone")
+        return instant.astimezone(UTC)
+    except (ValueError, OverflowError) as error:  # the second: another year in UTC than there is
         raise EventError("an event's time is malformed") from error
-    if instant.tzinfo is None:
-        raise EventError("an event's time has no zone")
-    return instant.astimezone(UTC)
 
 
 @final

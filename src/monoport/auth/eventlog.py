@@ -21,7 +21,7 @@ from monoport.auth.refusals import Invalid
 
 Result = TypeVar("Result")
 
-_dumps = json.JSONEncoder(separators=(",", ":")).encode
+_dumps = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 MAX_PAGE = 1000  # events of one answer; at some 500 octets each, half a megabyte
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS events (
@@ -54,7 +54,7 @@ class EventLog:
     async def append(self, events: Iterable[Event]) -> None:
         """Keeps events, each id once; on return they survive a crash of process and machine.
 
-        Raises SpoolError, and EventError for one that is too large: it would make pages too large to be read.
+        Raises SpoolError, and EventError for one that would make pages too large to be read, or not JSON.
         """
         rows = [(one.id, _stamp(one.time), one.type, _fields(one)) for one in events]
 
@@ -149,7 +149,10 @@ def _page(rows: Sequence[tuple[int, str, str, str, str]], count: int) -> EventPa
 
 
 def _fields(event: Event) -> str:
-    text = _dumps(dict(event.fields))
+    try:
+        text = _dumps(dict(event.fields))
+    except ValueError:  # a page with it could not be sent
+        raise EventError(f"event {event.id} holds a number that is not JSON's") from None
     if len(text) > MAX_EVENT:
         raise EventError(f"event {event.id} takes {len(text)} bytes, limit {MAX_EVENT}")
     return text
