@@ -67,7 +67,7 @@ def test_what_the_login_leaves_open_is_in_capitals_and_addresses_of_ipv6_in_brac
     assert ways.filled(uri, found) == "postgresql://USER@[::1]:5432/DATABASE?sslmode=disable"
 
 
-@pytest.mark.parametrize("database", ["", ODD])
+@pytest.mark.parametrize("database", ["", ODD, "-e\\! id"])  # the last would be run, were it a word of its own
 @pytest.mark.parametrize("way", ["lent", "own", "socket"])
 def test_mysqls_programs_get_one_word_for_each_value_whatever_the_names(
     home: Home, cas: Cas, way: str, database: str
@@ -90,7 +90,7 @@ def test_mysqls_programs_get_one_word_for_each_value_whatever_the_names(
     }
     lines = {form.label: ways.filled(form, found) for form in getattr(MYSQL.ways, way)}
     for program in ("mariadb", "mysql"):
-        last = [database] if database else []
+        last = [f"--database={database}"] if database else []
         user = [f"--user={ODD}"]
         assert sorted(shlex.split(lines[program])) == sorted([program, *where, *user, *tls[program][way], *last])
     if way != "socket":

@@ -11,6 +11,7 @@ from monoport.wire.mysql.optionfile import quoted
 
 _PERCENT = partial(quote, safe="")
 _TCP = "--protocol=tcp --host={host} --port={port} --user={user}"  # localhost means the Unix socket otherwise
+# The database is named by its option: behind the others, one that begins with a dash would be an option itself.
 # Said in full: a `host` or `protocol` in the user's own ~/.my.cnf would lead elsewhere.
 _UNIX = "--host=localhost --protocol=socket --socket="
 _FILES = "--ssl-ca={cas} --ssl-cert={certificate} --ssl-key={key}"
@@ -19,20 +20,20 @@ _TLS = "TLS with the server's name verified: CA {cas}, certificate {certificate}
 
 _WAYS = Ways(
     lent=(
-        Form("mariadb", f"mariadb {_TCP} --skip-ssl[ {{database}}]", shlex.quote),
-        Form("mysql", f"mysql {_TCP} --ssl-mode=DISABLED[ {{database}}]", shlex.quote),
+        Form("mariadb", f"mariadb {_TCP} --skip-ssl[ --database={{database}}]", shlex.quote),
+        Form("mysql", f"mysql {_TCP} --ssl-mode=DISABLED[ --database={{database}}]", shlex.quote),
         Form("URI", "mysql://{user}@{address}/[{database}]", _PERCENT),
         Form("JDBC", "jdbc:mariadb://{address}/[{database}]?user={user}&sslMode=disable", _PERCENT),
         Form("GUI", f"{_FIELDS}, no TLS"),
     ),
     socket=(
-        Form("mariadb", f"mariadb {_UNIX}{{host}} --user={{user}}[ {{database}}]", shlex.quote),
-        Form("mysql", f"mysql {_UNIX}{{host}} --user={{user}}[ {{database}}]", shlex.quote),
+        Form("mariadb", f"mariadb {_UNIX}{{host}} --user={{user}}[ --database={{database}}]", shlex.quote),
+        Form("mysql", f"mysql {_UNIX}{{host}} --user={{user}}[ --database={{database}}]", shlex.quote),
         Form("URI", "mysql://{user}@localhost/[{database}]?unix_socket={host}", _PERCENT),
     ),
     own=(
-        Form("mariadb", f"mariadb {_TCP} --ssl-verify-server-cert {_FILES}[ {{database}}]", shlex.quote),
-        Form("mysql", f"mysql {_TCP} --ssl-mode=VERIFY_IDENTITY {_FILES}[ {{database}}]", shlex.quote),
+        Form("mariadb", f"mariadb {_TCP} --ssl-verify-server-cert {_FILES}[ --database={{database}}]", shlex.quote),
+        Form("mysql", f"mysql {_TCP} --ssl-mode=VERIFY_IDENTITY {_FILES}[ --database={{database}}]", shlex.quote),
         Form(
             "GUI",
             f"{_FIELDS}, {_TLS}",
