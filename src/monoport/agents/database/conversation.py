@@ -215,6 +215,7 @@ class Conversation(Generic[T]):
     def _look(self, data: bytes | memoryview) -> None:
         """See what bytes of the client do, slice by slice, for as long as there is room for it."""
         straight: list[bytes | memoryview] = []
+        same = 0  # bytes that go on as they came: COPY data is not put together anew
         for start in range(0, len(data), SLICE):
             if self._cost > HIGH_WATER:
                 self._put_off(data[start:])
@@ -225,12 +226,17 @@ class Conversation(Generic[T]):
                 self._over, self._error = True, Violation(str(error))
                 return
             if not isinstance(passage, Passage):
+                if not passage and not self._held:
+                    same = start + SLICE
+                    continue
                 passage = Passage(passage, data[start : start + SLICE])
             if passage.actions or passage.answer or self._held:
                 self._hold(passage)
             elif passage.forward:
                 straight.append(passage.forward)
-        if straight:
+        if same:
+            self._send(data[:same])
+        elif straight:
             self._send(b"".join(straight) if len(straight) > 1 else straight[0])
         waits = self._waiting + self._server.waiting
         if self._rest or (self._held and max(waits, self._cost) > HIGH_WATER):
