@@ -26,7 +26,7 @@ from monoport.errors import Failure
 Result = TypeVar("Result")
 
 PREFIX = "/failed-logins/"
-MAX_FAILURES = 5  # then the account locks (issue 2)
+MAX_FAILURES = 5  # then the account locks: room for typing errors, none for guessing
 # From the last failure: guessing has at most 720 tries a day, fewer if it stops before the lock; short enough to wait.
 LOCK_TIME = timedelta(minutes=10)
 AT_ONCE = max(1, (os.cpu_count() or 1) // 2)  # verifications running, 64 MiB each: logins get half of the cores
