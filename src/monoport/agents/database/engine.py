@@ -1,7 +1,8 @@
 """The shape of an engine: what speaks one database protocol to a real server on behalf of a user.
 
-Belongs here: the values between the agent and its engines. An engine is `agents/database/<protocol>.py` with a
-constant ENGINE, a callable that makes one for a registered database; it is found by its description's `engine`.
+Belongs here: the values between the agent and its engines. An engine is a module with a constant
+ENGINE (ours: `agents/database/<protocol>.py`), a callable that makes one for a registered database; it is found by its
+description's `engine`.
 """
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence

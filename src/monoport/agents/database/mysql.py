@@ -32,7 +32,7 @@ from monoport.wire.front import Why
 from monoport.wire.mysql.commands import LOCAL_FILES, Action, Commands
 from monoport.wire.mysql.front import CODES, FRAMING, refusal
 from monoport.wire.mysql.handshake import Answer, Greeting, ServerRefusal, read_answer
-from monoport.wire.mysql.packets import EOF, ERR, OK, Capability, ProtocolError, error, packet
+from monoport.wire.mysql.packets import EOF, OK, Capability, ProtocolError, error, packet
 
 PORT = 3306
 CONNECT = 10.0  # seconds for TCP and TLS to the real server
@@ -335,7 +335,7 @@ def _waits(tail: bytes) -> bool:
     """Whether the server's last message ends a reply: EOF, or an OK without further words."""
     if tail[-9:-6] == b"\5\0\0" and tail[-5:-4] == bytes((EOF,)):
         return True
-    return tail[-11:-8] == b"\7\0\0" and tail[-7] in (OK, EOF) and tail[-7] != ERR
+    return tail[-11:-8] == b"\7\0\0" and tail[-7] in (OK, EOF)
 
 
 def _refusal(number: int, session: Session, why: Why, reason: str) -> bytes:

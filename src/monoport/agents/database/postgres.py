@@ -1,7 +1,7 @@
 """The engine for PostgreSQL: from the user's start-up message to a real server, which is shown who the user is.
 
-Belongs here: connecting, TLS, cancelling, what a failed login is called, and which audit events PostgreSQL's messages
-make. The login's bytes are moved in `postgres_login`, those of messages live in `wire/postgres`, the audited relay in
+Belongs here: connecting, TLS, cancelling, and what a failed login is called. The login's bytes are moved in
+`postgres_login`, audit events are made in `postgres_audit`, messages live in `wire/postgres`, the audited relay in
 `conversation`.
 """
 

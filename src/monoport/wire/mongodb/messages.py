@@ -25,7 +25,6 @@ REPLY, UPDATE, INSERT, QUERY, GET_MORE, DELETE, KILL_CURSORS, COMPRESSED, MSG = 
     1, 2001, 2002, 2004, 2005, 2006, 2007, 2012, 2013,
 )  # fmt: skip
 CHECKSUM_PRESENT, MORE_TO_COME, EXHAUST_ALLOWED = 1, 2, 1 << 16  # flag bits of OP_MSG
-QUERY_FAILURE = 2  # flag bit of OP_REPLY
 _REQUIRED = 0xFFFF  # flag bits of which an unknown one must be refused
 
 HEADER = Struct("<iiii")  # messageLength, requestID, responseTo, opCode

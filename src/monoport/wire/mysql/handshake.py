@@ -36,7 +36,6 @@ NATIVE, SHA2, CLEAR, SHA256 = (
 )
 MORE, SWITCH = 1, 0xFE  # first octets of what a server's plug-in says, and of its wish for another one
 FAST_OK, FULL = 3, 4  # of caching_sha2_password: the proof was enough; the password itself is wanted
-WANT_KEY = 2  # of caching_sha2_password: what a client sends to be given the server's RSA key
 
 
 @dataclass(frozen=True, slots=True)
