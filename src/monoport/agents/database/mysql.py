@@ -182,7 +182,7 @@ class Mysql:
     async def _proof(self, session: Session) -> tuple[ssl.SSLContext, Secret]:
         """What proves the session's user to the real server. Raises Unreachable, AuthError."""
         if self._database.password_file is not None:
-            return self._contexts.context("", None), self._secret(session)
+            return self._contexts.context("", None), await self._secret(session)
         shown = await self._issuer.client_certificate(
             session.user,
             certificate=session.certificate,
@@ -192,10 +192,10 @@ class Mysql:
         )
         return self._contexts.context(session.user, shown), Secret()
 
-    def _secret(self, session: Session) -> Secret:
+    async def _secret(self, session: Session) -> Secret:
         assert self._database.password_file is not None  # who asks has looked
         try:
-            found = password(self._database.password_file, session.user)
+            found = await asyncio.to_thread(password, self._database.password_file, session.user)
         except PasswordError as problem:
             what = "has no password for this database user: ask whoever runs its agent"
             raise self._unreachable(what, str(problem)) from problem
