@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from monoport.access.decide import Denied
-from monoport.agents.database.certificates import Issuer
+from monoport.agents.database.certificates import Issuer, Shown
 from monoport.config.model import Database
 from monoport.errors import Failure
 from monoport.net.stream import Stream
@@ -69,6 +69,12 @@ class Session:
         self.ended = self.ended or reason
         if self.on_end is not None:
             self.on_end(self.ended)
+
+    async def shown(self, issuer: Issuer, name: str) -> Shown:
+        """The certificate by which the real server of database `name` knows the session's user. Raises AuthError."""
+        return await issuer.client_certificate(
+            self.user, certificate=self.certificate, name=name, database=self.database, connection=self.connection
+        )
 
     def take(self) -> Stream | None:
         """The connection that `reach` has made, once: whoever takes it owns it."""

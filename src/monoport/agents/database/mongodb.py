@@ -102,13 +102,7 @@ class Mongodb:
     @asynccontextmanager
     async def _connected(self, session: Session) -> AsyncIterator[Stream]:
         """A connection to the real server that shows a certificate of the session's database user."""
-        shown = await self._issuer.client_certificate(
-            session.user,
-            certificate=session.certificate,
-            name=self._database.name,
-            database=session.database,
-            connection=session.connection,
-        )
+        shown = await session.shown(self._issuer, self._database.name)
         context = self._contexts.context(session.user, shown)
         async with await self._secure(session.take() or await self._dial(), context) as stream:
             yield stream

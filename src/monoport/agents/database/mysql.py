@@ -183,13 +183,7 @@ class Mysql:
         """What proves the session's user to the real server. Raises Unreachable, AuthError."""
         if self._database.password_file is not None:
             return self._contexts.context("", None), await self._secret(session)
-        shown = await self._issuer.client_certificate(
-            session.user,
-            certificate=session.certificate,
-            name=self._database.name,
-            database=session.database,
-            connection=session.connection,
-        )
+        shown = await session.shown(self._issuer, self._database.name)
         return self._contexts.context(session.user, shown), Secret()
 
     async def _secret(self, session: Session) -> Secret:

@@ -179,13 +179,7 @@ class Postgres:
         user, shown = "", None
         if self._database.password_file is None:
             user = session.user
-            shown = await self._issuer.client_certificate(
-                user,
-                certificate=session.certificate,
-                name=self._database.name,
-                database=session.database,
-                connection=session.connection,
-            )
+            shown = await session.shown(self._issuer, self._database.name)
         context = self._contexts.context(user, shown)
         async with await self._secure(session.take() or await self._dial(), context) as stream:
             yield stream
