@@ -6,7 +6,7 @@ import asyncio
 import os
 import resource
 import shutil
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Generator, Mapping
 from pathlib import Path
 
 import pytest
@@ -120,8 +120,10 @@ async def clock() -> AsyncIterator[Clock]:
     turned.stop()
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Name what was missing, so that a skipped test is never mistaken for a passed one."""
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> Generator[None]:
+    """Name what was missing, so that a skipped test is never mistaken for a passed one; then, below every diff, what
+    failed in a line each: who sees the log's end alone sees that."""
     reasons = {
         str(report.longrepr[2])
         for report in terminalreporter.stats.get("skipped", [])
@@ -129,6 +131,15 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     }
     for reason in sorted(reason for reason in reasons if MISSING in reason):
         terminalreporter.write_line(reason)
+    yield
+    for outcome in ("failed", "error"):
+        for report in terminalreporter.stats.get(outcome, []):
+            terminalreporter.write_line(f"{outcome}: {report.nodeid} {_last_line(report)}"[:200], red=True)
+
+
+def _last_line(report: pytest.TestReport) -> str:
+    crash = getattr(report.longrepr, "reprcrash", None)
+    return crash.message.splitlines()[0] if crash and crash.message else ""
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
