@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from monoport.wire.mysql.compression import BLOCK, OUT, Inflater, deflated
+from monoport.wire.mysql.compression import BLOCK, HEAD, OUT, Deflater, Inflater, deflated
 from monoport.wire.mysql.packets import ProtocolError
 
 
@@ -28,29 +29,86 @@ def inflated(inflater: Inflater, *pieces: bytes) -> bytes:
     return found
 
 
-@given(st.lists(st.binary(max_size=300), max_size=6), st.lists(st.integers(0, 900), max_size=8), st.booleans())
-def test_what_is_sent_is_read_whatever_the_split(parts: list[bytes], cuts: list[int], long: bool) -> None:
-    number, data = 0, b""
-    parts = [part * (300 if long else 1) for part in parts]
-    for part in parts:
-        packets, number = deflated(part, number)
-        data += packets
-    places = sorted({min(cut, len(data)) for cut in cuts})
-    pieces = [data[start:stop] for start, stop in zip([0, *places], [*places, len(data)], strict=True)]
-    assert inflated(Inflater(), *pieces) == b"".join(parts)
+def packet(content: bytes) -> bytes:
+    """An ordinary packet."""
+    return len(content).to_bytes(3, "little") + b"\1" + content
+
+
+def cut(data: bytes, places: list[int]) -> list[bytes]:
+    found = sorted({min(place, len(data)) for place in places})
+    return [data[start:stop] for start, stop in zip([0, *found], [*found, len(data)], strict=True)]
+
+
+def contents(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """Number and content of every compressed packet in `data`."""
+    while data:
+        size, number, plain = int.from_bytes(data[:3], "little"), data[3], int.from_bytes(data[4:7], "little")
+        sent, data = data[7 : 7 + size], data[7 + size :]
+        assert len(sent) == size
+        yield number, zlib.decompress(sent) if plain else sent
+
+
+def whole_heads(blocks: Iterable[bytes]) -> None:
+    """Fail where a block ends within the head of an ordinary packet."""
+    left = 0
+    for block in blocks:
+        while left < len(block):
+            assert left + HEAD <= len(block)
+            left += HEAD + int.from_bytes(block[left : left + 3], "little")
+        left -= len(block)
+
+
+PACKETS = st.lists(st.binary(max_size=300), max_size=6)
+CUTS = st.lists(st.integers(0, 900), max_size=8)
+
+
+@given(PACKETS, CUTS, CUTS, st.booleans())
+def test_what_is_sent_is_read_whatever_the_split(
+    parts: list[bytes], read: list[int], sent: list[int], long: bool
+) -> None:
+    plain = b"".join(packet(part * (300 if long else 1)) for part in parts)
+    deflater = Deflater()
+    data = b"".join(deflater.add(piece) for piece in cut(plain, sent))
+    whole_heads(content for _, content in contents(data))
+    assert inflated(Inflater(), *cut(data, read)) == plain
+
+
+def test_heads_stay_whole_octet_by_octet() -> None:
+    plain = packet(b"abc") + packet(b"") + packet(b"x" * 60)
+    deflater = Deflater()
+    blocks = [content for place in range(len(plain)) for _, content in contents(deflater.add(plain[place : place + 1]))]
+    whole_heads(blocks)
+    assert b"".join(blocks) == plain
+    assert blocks[:3] == [plain[:4], b"a", b"b"]
 
 
 def test_long_content_goes_into_several_packets_and_numbers_wrap() -> None:
-    packets, number = deflated(bytes(3 * BLOCK + 1), 254)
-    assert number == 2
+    plain = packet(bytes(3 * BLOCK + 1 - HEAD))
+    deflater = Deflater(254)
+    data = deflater.add(plain)
+    assert deflater.number == 2
+    assert [(number, len(content)) for number, content in contents(data)] == [
+        (254, BLOCK),
+        (255, BLOCK),
+        (0, BLOCK),
+        (1, 1),
+    ]
     inflater = Inflater()
-    assert inflated(inflater, packets) == bytes(3 * BLOCK + 1)
+    assert inflated(inflater, data) == plain
     assert inflater.number == 1
 
 
+@pytest.mark.parametrize("short", range(-1, HEAD + 2))
+def test_long_content_is_not_cut_within_a_head(short: int) -> None:
+    plain = packet(bytes(BLOCK - HEAD - short)) + packet(b"y" * 500)
+    sizes = [len(content) for _, content in contents(Deflater().add(plain))]
+    first = BLOCK if short <= 0 or short >= HEAD else BLOCK - short
+    assert sizes == [first, len(plain) - first]
+
+
 def test_short_content_is_not_compressed() -> None:
-    assert deflated(b"x" * 49, 7) == (compressed(b"x" * 49, 0, 7), 8)
-    assert deflated(b"x" * 50, 7)[0][4:7] == (50).to_bytes(3, "little")
+    assert deflated(b"x" * 49, 7) == compressed(b"x" * 49, 0, 7)
+    assert deflated(b"x" * 50, 7)[4:7] == (50).to_bytes(3, "little")
 
 
 @pytest.mark.parametrize(

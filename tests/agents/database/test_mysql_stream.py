@@ -50,7 +50,7 @@ async def test_a_client_is_read_no_faster_than_what_it_says_goes_on() -> None:
     stream = CompressedStream(near)
     taking = Slow(stream)
     stream.start(taking)
-    packed = deflated(MEGABYTE, 0)[0] * 16
+    packed = deflated(MEGABYTE, 0) * 16
     sent = 0
     while client.send(packed) and sent < 4_000_000:
         sent += len(packed)
@@ -66,7 +66,7 @@ async def test_much_out_of_little_leaves_turns_to_others() -> None:
     taking = Quick(stream)
     stream.start(taking)
     for _ in range(2):
-        client.send(deflated(MEGABYTE, 0)[0] * 8)
+        client.send(deflated(MEGABYTE, 0) * 8)
     client.send_eof()
     await taking.ended.wait()
     assert taking.got == 16 * len(MEGABYTE)

@@ -4,7 +4,7 @@ Belongs here: the pump between the two. The packets' form lives in `wire/mysql/c
 """
 
 from monoport.net.stream import CHUNK, Data, Stream
-from monoport.wire.mysql.compression import Inflater, deflated
+from monoport.wire.mysql.compression import Deflater, Inflater
 from monoport.wire.mysql.packets import ProtocolError
 
 
@@ -15,13 +15,13 @@ class CompressedStream(Stream):
     about as much as one read of an ordinary connection brings.
     """
 
-    __slots__ = ("_behind", "_due", "_eof", "_inflater", "_number", "_paused", "_raw")
+    __slots__ = ("_behind", "_deflater", "_due", "_eof", "_inflater", "_paused", "_raw")
 
     def __init__(self, raw: Stream) -> None:
         super().__init__(raw.loop)
         self._raw = raw
         self._inflater = Inflater()
-        self._number = 0  # of the next packet that we send
+        self._deflater = Deflater()
         self._paused = False
         self._behind = False  # what came is not inflated yet: `raw` is paused
         self._due = False  # `_go_on` will be called
@@ -57,7 +57,7 @@ class CompressedStream(Stream):
                     self._read_on()
                     return
                 given += len(content)
-                self._number = self._inflater.number + 1
+                self._deflater.number = (self._inflater.number + 1) & 0xFF
                 self._receiver.data_received(content)
         except ProtocolError as error:
             self.abort(ConnectionError(str(error)))
@@ -92,8 +92,7 @@ class CompressedStream(Stream):
         """Compress and send, or queue."""
         if not data:
             return True
-        packets, self._number = deflated(memoryview(data), self._number)
-        return self._raw.send(packets)
+        return self._raw.send(self._deflater.add(memoryview(data)))
 
     def send_eof(self) -> None:
         """End our direction."""

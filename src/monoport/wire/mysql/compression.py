@@ -5,9 +5,11 @@ more than that, at most OUT bytes at a time, is ever inflated.
 """
 
 import zlib
+from bisect import bisect_left
 
 from monoport.wire.mysql.packets import ProtocolError
 
+HEAD = 4  # octets before an ordinary packet: its length in three, its number
 HEADER = 7  # octets: length as sent in three, number, length of the content in three, 0 if it is not compressed
 OUT = 65_536  # bytes of content given out at once
 BLOCK = 1 << 20  # bytes of content in one packet that we send: clients keep a whole one
@@ -78,14 +80,47 @@ class Inflater:
         return content
 
 
-def deflated(content: bytes | memoryview, number: int) -> tuple[bytes, int]:
-    """Return the packets for some content, the first of this number, and the number of the one that would follow."""
-    parts = []
-    for start in range(0, len(content), BLOCK):
-        block = content[start : start + BLOCK]
-        sent, size = bytes(block), 0
-        if len(block) >= WORTH_IT and len(small := zlib.compress(block, LEVEL)) < len(block):
-            sent, size = small, len(block)
-        parts.append(len(sent).to_bytes(3, "little") + bytes((number & 0xFF,)) + size.to_bytes(3, "little") + sent)
-        number += 1
-    return b"".join(parts), number & 0xFF
+class Deflater:
+    """Puts what a server sends, from the first octet of a packet on, into compressed packets.
+
+    None of them ends within the four octets before a packet: mysql-connector-python 9 takes it that they are whole.
+    """
+
+    __slots__ = ("_held", "_left", "number")
+
+    def __init__(self, number: int = 0) -> None:
+        self.number = number  # of the next compressed packet
+        self._held = b""  # the beginning of a packet's head
+        self._left = 0  # octets of the present packet that are still to come
+
+    def add(self, content: bytes | memoryview) -> bytes:
+        """Return compressed packets for `content`, but for the beginning of a head at its end, which waits."""
+        content = memoryview(self._held + content if self._held else content)
+        heads, following = [], self._left
+        while following + HEAD <= len(content):
+            heads.append(following)
+            following += HEAD + int.from_bytes(content[following : following + 3], "little")
+        whole = min(following, len(content))
+        self._left, self._held = max(0, following - len(content)), bytes(content[whole:])
+        parts = []
+        start = 0
+        while start < whole:
+            end = min(start + BLOCK, whole)
+            before = bisect_left(heads, end)
+            if before and end < heads[before - 1] + HEAD:
+                end = heads[before - 1]
+            parts.append(self._packet(content[start:end]))
+            start = end
+        return b"".join(parts)
+
+    def _packet(self, content: bytes | memoryview) -> bytes:
+        number, self.number = self.number, (self.number + 1) & 0xFF
+        return deflated(content, number)
+
+
+def deflated(content: bytes | memoryview, number: int) -> bytes:
+    """Return the one packet of this number for some content, at most BLOCK bytes."""
+    sent, size = bytes(content), 0
+    if len(content) >= WORTH_IT and len(small := zlib.compress(content, LEVEL)) < len(content):
+        sent, size = small, len(content)
+    return len(sent).to_bytes(3, "little") + bytes((number,)) + size.to_bytes(3, "little") + sent
