@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from monoport.net.meter import Meter
-from monoport.net.relay import relay
+from monoport.net.relay import relay, relay_until_end
 from monoport.net.sockets import SocketStream
 from monoport.net.stream import LIMIT, EndOfStream, Stream, linger
 
@@ -248,6 +248,67 @@ async def test_the_relay_ends_what_is_idle(make: Make) -> None:
     assert meter.ended == "idle for 0.05 s"
     assert await read_all(client) == b""
     assert await read_all(server) == b""
+
+
+async def test_a_relay_until_the_end_of_one_leaves_both_to_go_on(make: Make) -> None:
+    client, here = await make()
+    there, server = await make()
+    meter = Meter()
+    task = asyncio.get_running_loop().create_task(relay_until_end(here, there, meter=meter))
+    await client.write(b"open")
+    assert await server.read() == b"open"
+    await server.write(b"opened")
+    server.send_eof()
+    assert await client.read_exactly(6) == b"opened"
+    assert await task
+    assert (meter.bytes_in, meter.bytes_out) == (4, 6)
+    await client.write(b"more")
+    assert await here.read_exactly(4) == b"more"
+    await there.write(b"went on")
+    assert await server.read_exactly(7) == b"went on"
+    await here.write(b"and back")
+    assert await client.read_exactly(8) == b"and back"
+
+
+async def test_a_relay_until_the_end_passes_on_the_end_of_the_other(make: Make) -> None:
+    client, here = await make()
+    there, server = await make()
+    task = asyncio.get_running_loop().create_task(relay_until_end(here, there, meter=Meter()))
+    client.send_eof()
+    assert await server.read() == b""
+    assert not task.done()
+    server.send_eof()
+    assert await task
+    assert await here.read() == b"", "the end is there for whoever reads on"
+    await here.write(b"x")
+    assert await client.read() == b"x"
+
+
+@pytest.mark.parametrize("which", [0, 1])
+async def test_a_relay_until_the_end_ends_with_a_reset(make: Make, which: int) -> None:
+    client, here = await make()
+    there, server = await make()
+    meter = Meter()
+    task = asyncio.get_running_loop().create_task(relay_until_end(here, there, meter=meter))
+    await client.write(b"x")
+    assert await server.read() == b"x"
+    (here, there)[which].abort(ConnectionResetError("cut"))
+    assert not await task
+    assert meter.ended == "cut"
+    assert here.lost
+    assert there.lost
+
+
+async def test_a_cancelled_relay_until_the_end_leaves_nothing_open(make: Make) -> None:
+    _client, here = await make()
+    there, _server = await make()
+    task = asyncio.get_running_loop().create_task(relay_until_end(here, there, meter=Meter()))
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert here.lost
+    assert there.lost
 
 
 async def test_a_cancelled_relay_leaves_nothing_open(make: Make) -> None:

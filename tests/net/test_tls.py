@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from monoport.net.memory import pair
-from monoport.net.stream import Stream, TruncatedError
+from monoport.net.stream import INBOX, Stream, TruncatedError
 from monoport.net.tls import HandshakeError, TlsError, TlsStream, connect_tls, serve_tls
 
-from .conftest import secured, server_context
+from .conftest import secured, server_context, sockets
 from .pki import cluster
 
 
@@ -194,3 +194,113 @@ async def test_a_server_closes_after_a_certificate_that_ends_soon_too(tmp_path: 
     assert isinstance(far, TlsStream)
     far.close()
     assert await server.read() == b""
+
+
+async def left(a: TlsStream, b: TlsStream) -> tuple[Stream, Stream]:
+    """Both ends of a connection whose TLS is over."""
+    for end in (a, b):
+        end.send_eof()
+    assert await a.read() == await b.read() == b""
+    return a.leave(), b.leave()
+
+
+@pytest.mark.parametrize("below", ["memory", "socket"])
+async def test_what_follows_tls_goes_on_underneath(tmp_path: Path, below: str) -> None:
+    a, b = await secured(sockets() if below == "socket" else pair(), tmp_path)
+    assert isinstance(a, TlsStream)
+    assert isinstance(b, TlsStream)
+    await a.write(b"the last protected word")
+    a.send_eof()
+    assert await b.read() == b"the last protected word"
+    assert await b.read() == b""
+    plain = b.leave()
+    await plain.write(b"in the clear")  # behind our close_notify, at once
+    assert await a.read() == b""
+    there = a.leave()
+    assert await there.read_exactly(12) == b"in the clear"
+    await there.write(b"and back")
+    assert await plain.read_exactly(8) == b"and back"
+    for _ in range(2):  # TLS again, twice
+        again, far = await secured((there, plain), tmp_path)
+        await again.write(b"protected again")
+        assert await far.read_exactly(15) == b"protected again"
+        assert isinstance(again, TlsStream)
+        assert isinstance(far, TlsStream)
+        there, plain = await left(again, far)
+    plain.send_eof()
+    assert await there.read() == b""
+    there.send_eof()
+    assert await plain.read() == b""
+    a.abort()
+    b.abort()
+    there.abort()
+    plain.abort()
+
+
+async def test_who_has_left_tls_still_owns_what_is_underneath(tmp_path: Path) -> None:
+    a, b = await secured(pair(), tmp_path)
+    assert isinstance(a, TlsStream)
+    assert isinstance(b, TlsStream)
+    closed = asyncio.get_running_loop().create_task(a.wait_closed())
+    plain, far = await left(a, b)
+    await asyncio.sleep(0)
+    assert not a.lost
+    assert not closed.done()
+    async with a:  # as its owner ends it
+        await plain.write(b"x")
+    assert plain.lost
+    assert a.lost
+    await closed
+    assert await far.read() == b"x"
+    assert await far.read() == b""
+    b.abort(ConnectionResetError("ended by an administrator"))
+    assert far.lost
+    with pytest.raises(ConnectionResetError, match="administrator"):
+        far.recall()
+
+
+async def test_tls_is_left_at_its_end_only(tmp_path: Path) -> None:
+    a, b = await secured(pair(), tmp_path)
+    assert isinstance(a, TlsStream)
+    with pytest.raises(RuntimeError):
+        a.leave()
+    await b.write(b"unread")
+    b.send_eof()
+    assert await a.read(2) == b"un"
+    with pytest.raises(RuntimeError):
+        a.leave()
+    b.abort()
+    assert await a.read() == b"read"
+    with pytest.raises(ConnectionError):
+        await a.read()
+    with pytest.raises(ConnectionError):
+        a.leave()
+
+
+async def test_a_peer_that_ends_both_is_seen_to_have_ended_underneath_too(tmp_path: Path) -> None:
+    a, b = await secured(sockets(), tmp_path)
+    assert isinstance(a, TlsStream)
+    assert isinstance(b, TlsStream)
+    b.send_eof()
+    b.raw.send_eof()
+    assert await a.read() == b""
+    while not a._peer_gone:  # the end of the socket, behind that of TLS
+        await asyncio.sleep(0)
+    assert await a.leave().read() == b""
+    a.abort()
+    b.abort()
+
+
+async def test_only_so_much_may_come_behind_the_end(tmp_path: Path) -> None:
+    a, b = await secured(pair(), tmp_path)
+    assert isinstance(a, TlsStream)
+    assert isinstance(b, TlsStream)
+    b.send_eof()
+    assert await a.read() == b""
+    b.raw.send(bytes(INBOX))
+    await asyncio.sleep(0)
+    assert not a.lost
+    b.raw.send(b"x")
+    await a.wait_closed()
+    with pytest.raises(TlsError, match="goes on behind its end"):
+        a.leave()

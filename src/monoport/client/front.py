@@ -35,21 +35,29 @@ class NotTrusted(Failure):
     """The server's certificate did not verify."""
 
 
-def cluster_context(host_cas: tuple[str, ...], alpn: str, credentials: Credentials | None = None) -> ssl.SSLContext:
+def cluster_context(
+    host_cas: tuple[str, ...], alpn: str, credentials: Credentials | None = None, *, preferred: str = ""
+) -> ssl.SSLContext:
     """A context that trusts the cluster's host CAs and nobody else.
 
     Args:
         host_cas: PEM certificates.
-        alpn: the one protocol that is offered.
+        alpn: the one protocol that is offered, but for one that is `preferred` to it.
         credentials: the client certificate to present, if any.
 
     Raises:
         Failure: no CAs, or the credentials cannot be read or do not belong together.
     """
+    context = client_context(host_cas, credentials)
+    context.set_alpn_protocols([preferred, alpn] if preferred else [alpn])
+    return context
+
+
+def client_context(host_cas: tuple[str, ...], credentials: Credentials | None) -> ssl.SSLContext:
+    """The same without any protocol's name; raises Failure."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     _trust(context, host_cas)
-    context.set_alpn_protocols([alpn])
     if credentials is not None:
         try:
             context.load_cert_chain(credentials.certificate, credentials.key)
@@ -89,7 +97,13 @@ def _trust(context: ssl.SSLContext, cas: tuple[str, ...]) -> None:
 
 
 async def dial(
-    address: Address, context: ssl.SSLContext, server_name: str, alpn: str = "", whom: str = "the proxy"
+    address: Address,
+    context: ssl.SSLContext,
+    server_name: str,
+    alpn: str = "",
+    whom: str = "the proxy",
+    *,
+    preferred: str = "",
 ) -> TlsStream:
     """A TLS connection to the proxy.
 
@@ -99,6 +113,7 @@ async def dial(
         server_name: SNI, and the name that the certificate must carry where the context verifies one.
         alpn: the protocol that the proxy must have selected; empty if it does not matter.
         whom: what listens there, for errors.
+        preferred: the protocol that it may have selected instead, "" for none.
 
     Raises:
         NotTrusted: its certificate did not verify.
@@ -113,7 +128,7 @@ async def dial(
         raise Failure(f"no TLS with {address} within {TLS_TIMEOUT:g} s{known}") from None
     except OSError as error:
         raise _explain(address, error, alpn, known) from None
-    if alpn and stream.selected_alpn != alpn:
+    if alpn and stream.selected_alpn not in (alpn, preferred or alpn):
         stream.abort()
         why = "it is not enabled there, or this is not a monoport proxy"
         raise Failure(f"{address} does not serve {alpn}: {why}{known}")
@@ -170,9 +185,12 @@ class Front:
         context = cluster_context(self.profile.host_cas, alpn, credentials)
         return await self.dial_with(context, alpn, server_name)
 
-    async def dial_with(self, context: ssl.SSLContext, alpn: str, server_name: str = "") -> TlsStream:
+    async def dial_with(
+        self, context: ssl.SSLContext, alpn: str, server_name: str = "", *, preferred: str = ""
+    ) -> TlsStream:
         """The same with a context made before, for who dials often."""
-        return await dial(self.profile.proxy, context, server_name or self.profile.server_name, alpn)
+        name = server_name or self.profile.server_name
+        return await dial(self.profile.proxy, context, name, alpn, preferred=preferred)
 
     async def dial_ssh(self) -> Stream:
         """A connection to the SSH proxy: wrapped in TLS where the proxy routes by ALPN, else to its own port."""

@@ -17,10 +17,14 @@ from monoport.client.listening import address_of
 from monoport.client.names import Address
 from monoport.client.profile import Profile
 from monoport.client.refusal import tell
+from monoport.client.sealed import agent_context, relay_sealed
 from monoport.errors import Failure
 from monoport.net.meter import Meter
 from monoport.net.relay import relay
 from monoport.net.sockets import SocketStream
+from monoport.net.stream import Stream
+from monoport.net.tls import TlsStream
+from monoport.routing.names import sealed
 from monoport.wire.front import Front as Opening
 
 MAX_CONNECTIONS = 512  # at once: below the usual limit of 1024 descriptors, of which each takes two
@@ -28,12 +32,16 @@ MAX_CONNECTIONS = 512  # at once: below the usual limit of 1024 descriptors, of 
 
 @dataclass(slots=True)
 class Wrapping:
-    """The outer TLS of a local proxy; certificates are read again when their files have changed."""
+    """The TLS of a local proxy; certificates are read again when their files have changed.
+
+    With credentials, sessions are sealed where the proxy serves that: it cannot read them then.
+    """
 
     front: Front
     alpn: str
     credentials: Credentials | None
     _context: ssl.SSLContext | None = None
+    _agents: ssl.SSLContext | None = None
     _seen: tuple[tuple[tuple[int, int, int], ...], tuple[str, ...]] = ((), ())
 
     def context(self) -> ssl.SSLContext:
@@ -45,13 +53,30 @@ class Wrapping:
         seen = (self._stamps(), self.front.profile.host_cas)
         if self._context is None or seen != self._seen:
             try:
-                self._context = cluster_context(self.front.profile.host_cas, self.alpn, self.credentials)
-                self._seen = seen
+                profile, credentials = self.front.profile, self.credentials
+                agents = agent_context(profile, credentials) if credentials is not None else None
+                self._context = cluster_context(profile.host_cas, self.alpn, credentials, preferred=self._sealed)
+                self._agents, self._seen = agents, seen
             except Failure:
                 # A login that is just being written: key and certificate are two files. What we had still works.
                 if self._context is None:
                     raise
         return self._context
+
+    @property
+    def _sealed(self) -> str:
+        return sealed(self.alpn) if self.credentials is not None else ""
+
+    async def dial(self) -> TlsStream:
+        """A connection to the proxy, for `relay`; raises Failure."""
+        return await self.front.dial_with(self.context(), self.alpn, preferred=self._sealed)
+
+    async def relay(self, local: Stream, remote: TlsStream, meter: Meter) -> None:
+        """Join a local client with a connection of `dial` to its end; raises Failure."""
+        if remote.selected_alpn == self.alpn or self._agents is None:
+            await relay(local, remote, meter=meter)
+        else:
+            await relay_sealed(local, remote, self._agents, self.front.profile, meter)
 
     def adopt(self, profile: Profile) -> None:
         """Take the profile of a new login of the same user: its CAs and its end."""
@@ -112,7 +137,7 @@ class LocalProxy:
             async with local:
                 try:
                     self.check()
-                    remote = await self.wrapping.front.dial_with(self.wrapping.context(), self.wrapping.alpn)
+                    remote = await self.wrapping.dial()
                 except Failure as error:
                     self.report(str(error))
                     if self.front is not None:
@@ -124,11 +149,11 @@ class LocalProxy:
                 meter = Meter()
                 try:
                     async with remote:
-                        await relay(local, remote, meter=meter)
+                        await self.wrapping.relay(local, remote, meter)
                 finally:
                     self.joined -= 1
                 joined.broke(meter.ended)
-        except ConnectionError as error:  # the relay has passed it on to the other end
+        except (Failure, ConnectionError) as error:  # the relay has passed it on to the other end
             joined.broke(error)
         finally:
             self._slots.release()

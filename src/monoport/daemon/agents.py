@@ -22,6 +22,7 @@ from monoport.agents.database.agent import Databases
 from monoport.agents.node.agent import Node as NodeService
 from monoport.agents.node.openssh import OpensshNode
 from monoport.agents.node.upload import upload
+from monoport.agents.sealed import Sealer
 from monoport.audit.metrics import Sample
 from monoport.audit.recorder import Recordings
 from monoport.auth.client import AuthError
@@ -134,7 +135,8 @@ def _databases(config: Config, member: Member, connect: Connect | None) -> Servi
     leases = Leases()
     databases = config.db_service.databases
     found = (member.host.host_id, databases, member.cache, member.client, member.audit)
-    service = Databases(*found, leases=leases, table=config.protocols)
+    sealer = Sealer(lambda: member.host.credentials, lambda: member.cache.cas)
+    service = Databases(*found, leases=leases, sealer=sealer, table=config.protocols)
     agent = _agent(config, member, service.serve, connect)
     return Service(agent, service.run, leases, member, samples=partial(measure.of_databases, service))
 

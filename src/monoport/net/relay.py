@@ -102,6 +102,44 @@ async def relay(a: Stream, b: Stream, *, idle: float | None = None, meter: Meter
         meter.ended = meter.ended or str(error) or type(error).__name__
 
 
+class _Last(_Half):
+    """The receiver of a stream whose end is not passed on: the relay stops there."""
+
+    __slots__ = ()
+
+    def eof_received(self) -> None:
+        self.ended = True
+        self.relay.wake()
+
+
+async def relay_until_end(a: Stream, b: Stream, *, meter: Meter) -> bool:
+    """Carry bytes both ways until `b` ends its direction, and tell nobody: both can be read or started again then.
+
+    False: one of the two was lost before, and with it the other; errors go to the meter, as in `relay`.
+    """
+    done = Wakeup(a.loop)
+    here, there = _Half(a, b, meter, True, done), _Last(b, a, meter, False, done)
+    here.other, there.other = there, here
+    try:
+        b.start(there)
+        a.start(here)
+        if not done.done():
+            await done
+    except BaseException:
+        a.abort()
+        b.abort()
+        raise
+    if there.ended and not a.lost and not b.lost:
+        a.recall(ended=here.ended)
+        b.recall(ended=True)
+        del here.other, there.other
+        return True
+    a.close()
+    b.close()
+    meter.ended = meter.ended or str(here.failed or there.failed or "")
+    return False
+
+
 class _Watch:
     """Two ends and their meter, looked at whenever `idle` seconds have passed: no timer is touched per byte."""
 

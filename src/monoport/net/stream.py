@@ -203,6 +203,18 @@ class Stream(ABC):
         if inbox.eof:
             receiver.eof_received()
 
+    def recall(self, data: bytes = b"", *, ended: bool = False) -> None:
+        """Take delivery back from the receiver: what comes waits here again, for `read` or another `start`.
+
+        data, ended: what the receiver was given and has not used, and whether the peer's end was among it.
+        """
+        if self._lost:
+            raise self._error or ClosedError("this side has closed the connection")
+        inbox = self._receiver = Inbox(self)
+        inbox.data, inbox.eof = data, ended
+        if not ended:
+            self.resume_reading()
+
     def unread(self, data: bytes) -> None:
         """Put `data` back in front of what is still to be read."""
         inbox = self._inbox()
@@ -278,7 +290,7 @@ class Stream(ABC):
     ) -> None:
         if error is not None:
             self.abort()
-        elif not self._lost:
+        elif not self.lost:
             self.close()
             await self.wait_closed()
 

@@ -15,7 +15,7 @@ import ssl
 
 from monoport.errors import Failure
 from monoport.net.reactor import Reactor
-from monoport.net.stream import CHUNK, ClosedError, Data, Stream, TruncatedError, linger
+from monoport.net.stream import CHUNK, INBOX, ClosedError, Data, Stream, TruncatedError, linger
 from monoport.net.wakeup import Wakeup
 
 RECORD = 16384  # the most plaintext in one record, RFC 8446 section 5.1
@@ -28,6 +28,10 @@ class TlsError(Failure, ConnectionError):
 
 class HandshakeError(TlsError):
     """The handshake failed: what the peer offered or proved was not accepted, by it or by us."""
+
+
+class HandshakeCut(HandshakeError):
+    """The peer ended the connection in the middle of the handshake, without an alert."""
 
 
 class _Engine:
@@ -52,12 +56,15 @@ class TlsStream(Stream):
     """TLS over `raw`, which it owns; made by `serve_tls` and `connect_tls`."""
 
     __slots__ = (
+        "_behind",
         "_engine",
         "_established",
         "_handshake",
         "_held",
+        "_left",
         "_notified",
         "_peer_ended",
+        "_peer_gone",
         "_raw",
         "_server",
         "_ssl",
@@ -76,6 +83,9 @@ class TlsStream(Stream):
         self._established = False
         self._notified = False  # our close_notify has been sent
         self._peer_ended = False  # the peer's close_notify has been read
+        self._peer_gone = False  # and then its end of the stream underneath
+        self._behind = b""  # what came between the two
+        self._left = False  # the stream underneath goes on without us
         self._held = b""  # records that need not go out before the next ones do
         self._handshake: Wakeup | None = None
 
@@ -132,6 +142,9 @@ class TlsStream(Stream):
         """Decrypt all of `data`, then deliver what came out in one piece."""
         if self._lost:
             return
+        if self._peer_ended:
+            self._keep(data)
+            return
         engine = self._engine
         engine.enter()
         engine.incoming.write(data)
@@ -148,10 +161,11 @@ class TlsStream(Stream):
     def eof_received(self) -> None:
         """The transport below ended: clean only after close_notify."""
         if self._peer_ended or self._lost:
+            self._peer_gone = True
             return
         error: Exception = TruncatedError("the peer ended the connection without close_notify")
         if not self._established:
-            error = HandshakeError("TLS handshake failed: the peer ended the connection in the middle of it")
+            error = HandshakeCut("TLS handshake failed: the peer ended the connection in the middle of it")
         self.abort(error)
 
     def connection_lost(self, error: Exception | None) -> None:
@@ -204,12 +218,20 @@ class TlsStream(Stream):
             return
         if engine.outgoing.pending:
             self._hold(engine.outgoing.read())
+        if self._peer_ended and incoming.pending:
+            self._keep(incoming.read())
         if held:
             self._receiver.data_received(b"".join(held) + plain[:filled])
         elif filled:
             self._receiver.data_received(plain[:filled])
         if self._peer_ended and not self._lost:
             self._receiver.eof_received()
+
+    def _keep(self, data: bytes | memoryview) -> None:
+        """Bytes behind the peer's close_notify: they are for whoever goes on underneath, see `leave`."""
+        self._behind += data
+        if len(self._behind) > INBOX:
+            self.abort(TlsError("TLS failed: the peer goes on behind its end"))
 
     def _hold(self, records: bytes) -> None:
         self._held += records
@@ -273,6 +295,35 @@ class TlsStream(Stream):
             pass
         self._transmit()
 
+    def leave(self) -> Stream:
+        """End TLS, whose peer has ended it (`read` gave b""), and return the stream underneath for what follows.
+
+        Both ends must expect it: close_notify ends the protected bytes of a direction, and the transport may go on
+        (RFC 8446 section 6.1). This stream remains the owner of the one underneath: closing it closes that.
+        Raises ClosedError, RuntimeError where the peer has not ended.
+        """
+        if self._lost:
+            raise self._error or ClosedError("the connection was closed before TLS was left")
+        if not self._peer_ended or self._inbox().data:
+            raise RuntimeError("TLS can be left at its end only")
+        self.send_eof()
+        if self._lost:
+            raise self._error or ClosedError("the connection was closed before TLS was left")
+        self._raw.recall(self._behind, ended=self._peer_gone)
+        self._behind = b""
+        self._finish(None)
+        self._left = True
+        return self._raw
+
+    @property
+    def lost(self) -> bool:
+        return self._raw.lost if self._left else self._lost
+
+    async def wait_closed(self) -> None:
+        await super().wait_closed()
+        if self._left:
+            await self._raw.wait_closed()
+
     def pause_reading(self) -> None:
         self._raw.pause_reading()
 
@@ -284,7 +335,9 @@ class TlsStream(Stream):
         self._raw.close()
 
     def abort(self, error: Exception | None = None) -> None:
-        if not self._lost:
+        if self._left:
+            self._raw.abort(error)
+        elif not self._lost:
             self._raw.abort(error)
             self._finish(error or ClosedError("the connection was aborted on this side"))
 

@@ -23,7 +23,7 @@ from monoport.audit.outage import NotRecorded
 from monoport.errors import Failure, traced
 from monoport.net.relay import relay
 from monoport.net.stream import Stream, linger
-from monoport.net.tls import HandshakeError, serve_tls
+from monoport.net.tls import HandshakeError, TlsStream, serve_tls
 from monoport.protocols.description import Description
 from monoport.proxy.cancels import Cancels, Live
 from monoport.proxy.connection import Connection
@@ -33,12 +33,14 @@ from monoport.proxy.source import shown
 from monoport.routing.match import match, missing
 from monoport.routing.outcome import Answer, Ask, Refusal, Route, Show, Tls, Trust
 from monoport.routing.table import Table
-from monoport.tunnel.dial import DENIED, DialError
+from monoport.tunnel.dial import DENIED, DialError, FrameError
 from monoport.tunnel.preface import Kind, Preface
+from monoport.tunnel.sealing import step_aside
 from monoport.wire.front import Cancel, Closed, Explaining, Front, Known, Login, Secured, Send, StartTls, Why
 
 OPENING = 10.0  # seconds from the handler's start to the login, in-protocol TLS included
 CANCEL = 10.0  # seconds that a cancel may take through the tunnel and to the real server
+SEALING = 10.0  # seconds for the proxy to step aside: two round trips to clients of ours
 EXPLAINING = 3.0  # seconds that a client is kept which shows only how its requests fail: two slow round trips
 OPENING_READ = 4096  # bytes of one read before the login
 
@@ -248,8 +250,16 @@ class Databases:
         # The agent holds a lease of its own and tells the client why the session ends; what is left then is cut.
         connection.on_end = _agent_ends
         try:
-            await server.write(login.forward)
-            await relay(connection.stream, server, meter=connection.meter)
+            client = connection.stream
+            if _sealed(connection):
+                assert isinstance(client, TlsStream)  # the route's own TLS
+                async with asyncio.timeout(SEALING):
+                    client, server = await step_aside(client, server, login.forward)
+            else:
+                await server.write(login.forward)
+            await relay(client, server, meter=connection.meter)
+        except FrameError as error:
+            connection.ended = str(error)
         finally:
             connection.on_end = None
             await self._audit.emit(
@@ -287,6 +297,7 @@ class Databases:
                 process_id=live.key.process_id,
                 secret=live.key.secret,
                 features=action.features,
+                sealed=_sealed(connection),
             )
             try:
                 return decision, await self._tunnels.dial(decision, preface)
@@ -349,6 +360,11 @@ def _refused(connection: Connection, code: str, reason: str, rule: str = "") -> 
     refusal = Refusal(code, reason, rule=rule)
     connections = connection.front.connections
     connections.refused(connection.id, connection.source, refusal, connection.route, connection.identity)
+
+
+def _sealed(connection: Connection) -> bool:
+    """Whether the session is to be between the client and the agent alone."""
+    return connection.route is not None and connection.route.sealed
 
 
 def _agent_ends(reason: str) -> None:

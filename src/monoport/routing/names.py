@@ -15,6 +15,14 @@ RESERVED_PREFIX = "teleport-"
 RESERVED_ALPN = frozenset({"postgresql"})  # registered by IANA for PostgreSQL; reserved whether or not it is served
 
 
+SEALED = "-sealed"  # behind a database protocol's own ALPN name: the session goes on inside TLS from user to agent
+
+
+def sealed(protocol: str) -> str:
+    """The ALPN name by which a client asks that the proxy cannot read its session."""
+    return protocol + SEALED
+
+
 def kubernetes(public: str) -> str:
     """The name under which Kubernetes clients reach a public address."""
     return f"kube.{public}"

@@ -79,7 +79,8 @@ class Route:
 
     rule: the deciding rule's name. tls: None when the handler gets the bytes as they came. passthrough: the bytes are
     relayed untouched. protocol: name of the database protocol. target: database, application, cluster or token that
-    SNI or ALPN names. server_name, alpn: what the client offered.
+    SNI or ALPN names. server_name, alpn: what the client offered. sealed: what follows the opening is between the
+    client and the agent.
     """
 
     kind: Kind
@@ -90,6 +91,7 @@ class Route:
     target: str | None = None
     server_name: str | None = None
     alpn: tuple[str, ...] = ()
+    sealed: bool = False
 
 
 @dataclass(frozen=True, slots=True)

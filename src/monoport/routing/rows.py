@@ -65,6 +65,11 @@ class DatabaseRule:
     by_name: bool = False
     greets: bool = False
 
+    @property
+    def sealed_alpn(self) -> tuple[str, ...]:
+        """Names that our own clients offer beside `alpn`: the proxy opens the session, and then cannot read it."""
+        return tuple(map(names.sealed, self.alpn[:1]))
+
 
 def check_protocols(protocols: Sequence[DatabaseRule], clusters: tuple[str, ...]) -> None:
     """Reject protocols that could not be told apart from each other or from routing's own rows.
@@ -80,7 +85,7 @@ def check_protocols(protocols: Sequence[DatabaseRule], clusters: tuple[str, ...]
         if not protocol.name.isidentifier() or protocol.name in seen:
             raise TableError(f"database protocol {protocol.name!r} is no name or comes twice")
         seen.add(protocol.name)
-        for name in (*protocol.alpn, *protocol.direct_alpn):
+        for name in (*protocol.alpn, *protocol.sealed_alpn, *protocol.direct_alpn):
             if not 0 < len(name) < 256 or name.startswith(names.AUTH_PREFIX):
                 raise TableError(f"ALPN {name!r} cannot be a database protocol's")
             if name in owners:
@@ -206,6 +211,10 @@ def _private(protocol: DatabaseRule, domains: frozenset[str], database: bool) ->
         tls = _tls(Show.CLUSTER, Ask.OPTIONAL, Trust.USER, protocol.alpn, tls12=True)
         go = Go(Kind.DATABASE, tls, protocol=protocol.name)
         yield _offers(protocol.name, Offers(protocol.alpn, domains), go, to, database)
+        tls = _tls(Show.CLUSTER, Ask.REQUIRED, Trust.USER, protocol.sealed_alpn)
+        go = Go(Kind.DATABASE, tls, protocol=protocol.name, sealed=True)
+        when = Offers(protocol.sealed_alpn, domains)
+        yield _offers(f"{protocol.name}-sealed", when, go, f"{to}, sealed", database)
     if protocol.direct_alpn:
         tls = _tls(Show.CLUSTER, Ask.REQUIRED, Trust.USER, protocol.direct_alpn, tls12=True)
         go = Go(Kind.DATABASE, tls, protocol=protocol.name)

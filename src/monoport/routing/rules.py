@@ -34,6 +34,7 @@ class Go:
     tls: Mapping[str | None, Tls] | None
     passthrough: bool = False
     protocol: str | None = None
+    sealed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +113,7 @@ class Rule:
         tls = go.tls[hit.alpn] if go.tls is not None else None
         if isinstance(first, ClientHello):
             name, alpn = first.server_name, first.alpn
-            return Route(go.kind, self.name, tls, go.passthrough, go.protocol, hit.target, name, alpn)
+            return Route(go.kind, self.name, tls, go.passthrough, go.protocol, hit.target, name, alpn, go.sealed)
         return Route(go.kind, self.name, tls, go.passthrough, go.protocol)
 
     def _refuse(self, code: Code, reason: str, first: First, send: bytes = b"") -> Refusal:

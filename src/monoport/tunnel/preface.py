@@ -31,7 +31,7 @@ class Preface:
     `certificate` is the user's X.509 certificate (PEM) or OpenSSH certificate (one line): the proxy vouches only that
     its key was proven. `host_id` is filled in by `Tunnels.dial`. `process_id` and `secret` are the key that the proxy
     gave its client for cancelling (PostgreSQL protocol, BackendKeyData and CancelRequest). `features` are those of
-    `access.question.DatabaseLogin`.
+    `access.question.DatabaseLogin`. `sealed`: after the answer the proxy steps aside, see `tunnel.sealing`.
     """
 
     connection: str
@@ -45,6 +45,7 @@ class Preface:
     process_id: int = 0
     secret: bytes = b""
     features: tuple[str, ...] = ()
+    sealed: bool = False
     version: int = VERSION
 
 
@@ -70,6 +71,8 @@ def preface_object(preface: Preface) -> dict[str, Any]:
     found["kind"] = preface.kind.value
     found["secret"] = preface.secret.hex()
     found["features"] = list(preface.features)
+    if not preface.sealed:
+        del found["sealed"]  # agents of earlier versions do not know it
     return found
 
 
@@ -103,6 +106,7 @@ def read_preface(obj: Mapping[str, Any]) -> Preface:
         process_id=process_id,
         secret=secret,
         features=_features(obj),
+        sealed=_yes(obj, "sealed"),
     )
 
 
@@ -132,6 +136,13 @@ def _text(obj: Mapping[str, Any], name: str, *, limit: int = MAX_FIELD, required
         raise FrameError(f"{name} has {len(found)} characters, limit {limit}")
     if required and not found:
         raise FrameError(f"{name} is missing")
+    return found
+
+
+def _yes(obj: Mapping[str, Any], name: str) -> bool:
+    found = obj.get(name, False)
+    if not isinstance(found, bool):
+        raise FrameError(f"{name} is neither true nor false")
     return found
 
 

@@ -24,6 +24,7 @@ from monoport.access.lease import Leases
 from monoport.access.resources import Database, DatabaseSpec, Lock, Metadata, Resource, Role
 from monoport.agents.database.certificates import Issuer, Signer
 from monoport.agents.database.engine import Engine, Entry, Session, Unreachable
+from monoport.agents.sealed import Sealer
 from monoport.audit.log import Log
 from monoport.audit.printable import printable
 from monoport.auth.authorities import TrustedCas
@@ -74,6 +75,7 @@ class Databases:
         auth: signs client certificates, takes heartbeats.
         audit: where sessions and statements are recorded.
         leases: ends sessions in time; somebody sweeps it every second.
+        sealer: shakes hands with users' clients, for sessions that the proxy cannot read.
         now, sleep, rand: the time in UTC, pausing and jitter.
     """
 
@@ -86,6 +88,7 @@ class Databases:
         audit: Log,
         *,
         leases: Leases,
+        sealer: Sealer | None = None,
         table: Mapping[str, Description] = protocols.TABLE,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
@@ -96,6 +99,7 @@ class Databases:
         self._auth = auth
         self._audit = audit
         self._leases = leases
+        self._sealer = sealer
         self._now, self._sleep, self._rand = now, sleep, rand
         issuer = Issuer(auth, lambda: directory.cas, now=now)
         self._resources = {one.name: _resource(one, host_id) for one in databases}
@@ -178,6 +182,8 @@ class Databases:
         engine = self._engines.get(asked.target)
         if engine is None or asked.target in self._removed:
             raise dial.DialRefused(dial.NOT_SERVED, f'database "{asked.target}" is not registered here')
+        if asked.sealed and self._sealer is None:
+            raise dial.DialRefused(dial.NOT_SERVED, "this agent seals no sessions")
         permit, who = await self._authorised(asked)
         protocol = who["protocol"]
 
@@ -211,7 +217,11 @@ class Databases:
             await self._reach(asked, engine, session)
             await dial.accept(stream)
             _log.debug("session accepted", **who)
-            await engine.serve(session, stream)
+            if self._sealer is None or not asked.sealed:
+                await engine.serve(session, stream)
+            else:
+                async with await self._sealer.open(asked, stream) as client:
+                    await engine.serve(session, client)
         finally:
             if (unused := session.take()) is not None:
                 unused.abort()

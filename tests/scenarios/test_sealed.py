@@ -1,0 +1,157 @@
+"""Sessions that the proxy opens and cannot read: TLS from our own client to the agent, whatever carries it."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from monoport.access.claims import Destination
+from monoport.client.front import Credentials
+from monoport.client.profile import Profile
+from monoport.client.sealed import agent_context, relay_sealed
+from monoport.net.memory import pair
+from monoport.net.meter import Meter
+from monoport.net.stream import Stream
+from monoport.net.tls import TlsError, TlsStream, connect_tls
+from monoport.wire.postgres.messages import StartupMessage
+
+from .cluster import CLUSTER, Cluster, User
+from .psql import Psql, Said, Server
+
+ALPN = "teleport-postgres-sealed"
+ORDERS = Destination("db", "orders", "postgres", "alice", "app")
+OPENING = StartupMessage(0, {"user": "alice", "database": "app"}).encode()
+
+
+def files(user: User, folder: Path) -> Credentials:
+    """A user's certificate and key as `tsh` keeps them."""
+    found = Credentials(folder / f"{user.certificates.user}.crt", folder / f"{user.certificates.user}.key")
+    found.certificate.write_text(user.certificates.certificate)
+    found.key.write_text(user.key.private)
+    return found
+
+
+def profile(cluster: Cluster) -> Profile:
+    """As much of a login as sealing looks at."""
+    made = object.__new__(Profile)
+    object.__setattr__(made, "cluster", CLUSTER)
+    object.__setattr__(made, "cas", cluster.auth.cas.to_json())
+    return made
+
+
+@asynccontextmanager
+async def local_proxy(cluster: Cluster, user: User, folder: Path, meter: Meter) -> AsyncIterator[Psql]:
+    """psql on a local proxy of ours that has asked for a sealed session."""
+    remote = await cluster.tls(ALPN, "teleport-postgres", user=user)
+    context = agent_context(profile(cluster), files(user, folder))
+    near, local = pair()
+    async with asyncio.TaskGroup() as group:
+        group.create_task(relay_sealed(local, remote, context, profile(cluster), meter))
+        async with remote:
+            yield Psql(near)
+            near.close()
+
+
+def row(cluster: Cluster) -> dict[str, object]:
+    (found,) = [one for one in cluster.proxy.connections.rows() if one["kind"] == "database"]
+    return found
+
+
+async def test_psql_notices_nothing_and_the_proxy_neither(cluster: Cluster, server: Server, tmp_path: Path) -> None:
+    await cluster.database("orders", server.port)
+    alice = await cluster.user("alice", db=ORDERS)
+    async with local_proxy(cluster, alice, tmp_path, meter := Meter()) as psql:
+        await psql.login("alice", "app")
+        assert await psql.query("select 'a secret'") == ["alice: select 'a secret'"]
+        assert (row(cluster)["rule"], row(cluster)["user"]) == ("postgres-sealed", "alice@example.com")
+    assert meter.bytes_out > 60
+    (ran,) = cluster.events("db.query")
+    (start,) = cluster.events("db.session.start")
+    assert (ran["statement"], ran["connection"]) == ("select 'a secret'", start["connection"])
+    await cluster.until(lambda: cluster.events("db.session.end"))
+    (end,) = cluster.events("db.session.end")
+    assert end["bytes_in"] > 1000, "what the proxy has joined: a handshake and records, within which it sees nothing"
+
+
+async def until_aside(cluster: Cluster, user: User, opening: bytes = OPENING) -> tuple[Stream, TlsStream]:
+    """What a client holds once the proxy has stepped aside, and the TLS that it came with."""
+    outer = await cluster.tls(ALPN, user=user)
+    await outer.write(opening)
+    assert await outer.read() == b""
+    outer.send_eof()
+    return outer.leave(), outer
+
+
+def inner(cluster: Cluster, user: User | None = None) -> ssl.SSLContext:
+    context = cluster.trusting(user)
+    context.check_hostname = False
+    return context
+
+
+async def refused(stream: TlsStream) -> None:
+    with pytest.raises(ConnectionError):
+        await stream.read_exactly(1)
+
+
+async def test_only_who_opened_it_goes_on(cluster: Cluster, server: Server) -> None:
+    """The proxy decided for alice: nobody else's certificate, and none, is good for what follows."""
+    await cluster.database("orders", server.port)
+    alice = await cluster.user("alice", db=ORDERS)
+    mallory = await cluster.user("mallory", db=ORDERS)
+    for other in (mallory, None):
+        below, outer = await until_aside(cluster, alice)
+        await refused(await connect_tls(below, inner(cluster, other), server_hostname=None))
+        outer.abort()
+    assert server.users == []
+    below, outer = await until_aside(cluster, alice)
+    await below.write(b"select 'in the clear'" * 10)
+    with pytest.raises(ConnectionError):
+        await below.read_exactly(1000)
+    outer.abort()
+    assert server.users == []
+    assert not cluster.events("db.query")
+
+
+async def test_what_is_refused_is_said_before(cluster: Cluster, server: Server, tmp_path: Path) -> None:
+    await cluster.database("orders", server.port)
+    alice = await cluster.user("alice", db=ORDERS)
+    async with local_proxy(cluster, alice, tmp_path, Meter()) as psql:
+        with pytest.raises(Said, match='database "payroll"'):
+            await psql.login("alice", "payroll")
+        assert await psql.stream.read() == b"", "and then the connection ends as a refused one does"
+    assert server.users == []
+
+
+async def test_no_certificate_no_sealed_session(cluster: Cluster) -> None:
+    outer = await cluster.tls(ALPN, "teleport-postgres")
+    assert outer.selected_alpn == ALPN
+    with pytest.raises(TlsError, match="certificate required"):
+        await outer.read()
+
+
+async def test_it_ends_with_its_certificate_in_its_own_words(cluster: Cluster, server: Server, tmp_path: Path) -> None:
+    await cluster.database("orders", server.port)
+    alice = await cluster.user("alice", db=ORDERS)
+    async with local_proxy(cluster, alice, tmp_path, Meter()) as psql:
+        await psql.login("alice", "app")
+        cluster.sweep(datetime.now(UTC) + timedelta(days=1))
+        with pytest.raises(Said, match=r"^session ended: certificate expired \[connection [0-9a-f]+\]$"):
+            await psql.query("select 1")
+
+
+async def test_an_agent_that_seals_nothing_is_passed_over(cluster: Cluster, server: Server) -> None:
+    await cluster.database("orders", server.port)
+    alice = await cluster.user("alice", db=ORDERS)
+    (service,) = cluster.services
+    service.agent._handler.__self__._sealer = None  # type: ignore[attr-defined]
+    outer = await cluster.tls(ALPN, user=alice)
+    with pytest.raises(Said, match="this agent seals no sessions"):
+        await Psql(outer).login("alice", "app")
+    assert cluster.refused() == "database_offline"
+    outer.abort()
