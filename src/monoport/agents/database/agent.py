@@ -31,7 +31,7 @@ from monoport.auth.authorities import TrustedCas
 from monoport.auth.client import AuthError
 from monoport.config import model
 from monoport.errors import Failure
-from monoport.net.stream import Stream
+from monoport.net.stream import Stream, linger
 from monoport.protocols.description import Description
 from monoport.tunnel import dial, preface
 from monoport.tunnel.preface import Preface
@@ -220,8 +220,10 @@ class Databases:
             if self._sealer is None or not asked.sealed:
                 await engine.serve(session, stream)
             else:
-                async with await self._sealer.open(asked, stream) as client:
-                    await engine.serve(session, client)
+                client = await self._sealer.open(asked, stream)
+                await engine.serve(session, client)
+                linger(client)  # its end, which crosses ours, must not become a reset that the proxy would pass on
+                await client.wait_closed()
         finally:
             if (unused := session.take()) is not None:
                 unused.abort()
