@@ -284,7 +284,7 @@ async def test_a_peer_that_ends_both_is_seen_to_have_ended_underneath_too(tmp_pa
     b.send_eof()
     b.raw.send_eof()
     assert await a.read() == b""
-    while not a._peer_gone:  # the end of the socket, behind that of TLS
+    while not a._peer_gone:  # noqa: ASYNC110  # the end of the socket, behind that of TLS
         await asyncio.sleep(0)
     assert await a.leave().read() == b""
     a.abort()

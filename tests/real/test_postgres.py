@@ -79,6 +79,14 @@ def test_a_session_has_a_connection_of_its_own_that_the_agent_dialled_back(clust
     assert not any(user.startswith("alice@") for user in users), "it is the agent's, by its certificate"
 
 
+def test_the_proxy_steps_aside_for_a_session_of_tsh(cluster: Cluster, tunnel: int) -> None:
+    with psycopg.connect(f"host=127.0.0.1 port={tunnel} user=alice dbname=app sslmode=disable") as connection:
+        connection.execute("select 'sealed'")
+        rows = json.loads(cluster.tctl("conns", "ls", "--format=json").stdout)
+    (row,) = [one for one in rows if one["state"] == "database"]
+    assert row["route"] == "database postgres, sealed"
+
+
 def test_tsh_proxy_all_opens_every_database_in_one_process(dba: Person) -> None:
     dba.tsh("db", "login", "pg", "--db-user=alice", "--db-name=app")
     with subprocess.Popen(

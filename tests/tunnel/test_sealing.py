@@ -1,18 +1,17 @@
-"""A proxy that steps aside: what each side holds afterwards, over a dial-back and over a channel, and what it refuses."""
+"""A proxy that steps aside: what each side then holds, over a dial-back and over a channel, and what it refuses."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 import pytest
+from tests.net.conftest import secured, sockets
 
 from monoport.net.memory import pair
 from monoport.net.stream import EndOfStream, Stream
 from monoport.net.tls import TlsStream
 from monoport.tunnel.sealing import MAX_OPENING, step_aside, stepped_aside
 from monoport.wire.frame import FrameError
-
-from ..net.conftest import secured, sockets
 
 Make = Callable[[], Awaitable[tuple[Stream, Stream]]]
 PATIENCE = 10.0

@@ -130,7 +130,7 @@ def _connection(row: Mapping[str, Any], now: datetime) -> dict[str, Any]:
         "id": row["id"],
         "source": row["source"],
         "user": row["user"] or "",
-        "route": leads or row["rule"] or "",
+        "route": (leads or row["rule"] or "") + (", sealed" if row["sealed"] else ""),
         "sni": row["server_name"] or "",
         "alpn": ",".join(row["alpn"]),
         "client": row["client"] or "",
