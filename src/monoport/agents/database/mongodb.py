@@ -7,24 +7,21 @@ moved in `mongodb_exchange`; the bytes of messages live in `wire/mongodb`.
 import asyncio
 import secrets
 import ssl
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Mapping
 from typing import Any
 
 import structlog
 
 from monoport import __version__
-from monoport.agents.database import passwords
 from monoport.agents.database.certificates import Issuer
-from monoport.agents.database.contexts import Contexts
 from monoport.agents.database.conversation import Unrecorded, Violation
 from monoport.agents.database.engine import Session, Unreachable
 from monoport.agents.database.mongodb_commands import HELLO_BYTES, Requests
 from monoport.agents.database.mongodb_exchange import Exchange, Room
+from monoport.agents.database.upstream import Upstream
 from monoport.auth.client import AuthError
 from monoport.config.model import Database
 from monoport.errors import traced
-from monoport.net import sockets
 from monoport.net.stream import Stream
 from monoport.net.tls import connect_tls
 from monoport.wire.front import Send, Why
@@ -34,7 +31,6 @@ from monoport.wire.mongodb.messages import Framer, Message, ProtocolError, msg, 
 from monoport.wire.scram import MECHANISM, Scram, ScramError
 
 PORT = 27017
-CONNECT = 10.0  # seconds for TCP and TLS to the real server
 OPENING = 30.0  # seconds until the real server has let us in
 STARTUP = 10.0  # seconds for the user's hello, which the proxy has already read
 TELLING = 3.0  # seconds for a driver's first command after a hello, whose answer says why it is refused
@@ -54,13 +50,12 @@ class Mongodb:
 
     def __init__(self, database: Database, issuer: Issuer) -> None:
         self._database = database
-        self._issuer = issuer
         self._room = Room()
-        self._contexts = Contexts(database, issuer)
+        self._upstream = Upstream(database, issuer, PORT, always_shows=True)
 
     async def reach(self, session: Session) -> None:
         """Connect to the real server, over which nothing is said yet. Raises Unreachable."""
-        session.server = await self._dial()
+        await self._upstream.reach(session)
 
     async def serve(self, session: Session, client: Stream) -> None:
         """Run one session to its end; whatever fails is told to the client as a command's error."""
@@ -68,9 +63,10 @@ class Mongodb:
         async with asyncio.timeout(STARTUP):
             first = await _read_hello(client)
         try:
-            async with self._connected(session) as server:
+            context, password = await self._upstream.proof(session)
+            async with await self._secure(session.take() or await self._upstream.dial(), context) as server:
                 async with asyncio.timeout(OPENING):
-                    said = await self._opening(server, session)
+                    said = await self._opening(server, session.user, password)
                 requests = Requests(session, f"{self._database.name}/{self._database.uri}")
                 await client.write(requests.greeting(first, said))
                 await self._converse(session, client, server, requests)
@@ -94,60 +90,27 @@ class Mongodb:
 
         Raises Unreachable.
         """
-        async with await self._secure(await self._dial(), self._contexts.context("", None)):
+        context = self._upstream.context()
+        async with await self._secure(await self._upstream.dial(), context):
             return ""
 
     # the real server
 
-    @asynccontextmanager
-    async def _connected(self, session: Session) -> AsyncIterator[Stream]:
-        """A connection to the real server that shows a certificate of the session's database user."""
-        shown = await session.shown(self._issuer, self._database.name)
-        context = self._contexts.context(session.user, shown)
-        async with await self._secure(session.take() or await self._dial(), context) as stream:
-            yield stream
-
-    async def _dial(self) -> Stream:
-        uri = self._database.uri
-        try:
-            return await sockets.connect(uri.host, uri.port or PORT, CONNECT)
-        except ConnectionError as error:
-            raise self._unreachable("is down or cannot be reached from its agent", str(error)) from error
-
     async def _secure(self, raw: Stream, context: ssl.SSLContext) -> Stream:
-        try:
-            async with asyncio.timeout(CONNECT):
-                return await connect_tls(
-                    raw, context, server_hostname=self._database.tls.server_name or self._database.uri.host
-                )
-        except TimeoutError as error:
-            raw.abort()
-            raise self._unreachable(f"did not start TLS within {CONNECT:g} s") from error
-        except ConnectionError as error:
-            raw.abort()
-            raise self._unreachable("cannot be reached over TLS", str(error)) from error
-        except BaseException:
-            raw.abort()
-            raise
+        async def begin(raw: Stream, name: str) -> Stream:
+            return await connect_tls(raw, context, server_hostname=name)
 
-    def _unreachable(self, what: str, detail: str = "", hint: str = "") -> Unreachable:
-        return Unreachable(f'database "{self._database.name}" {what}', f"{what}: {detail}" if detail else what, hint)
+        return await self._upstream.secure(raw, begin)
 
     # its opening
 
-    async def _opening(self, server: Stream, session: Session) -> dict[str, Any]:
+    async def _opening(self, server: Stream, user: str, password: str | None) -> dict[str, Any]:
         """Make ourselves known to the server, and return what it says of itself. Raises Unreachable."""
         said = await self._hello(server)
-        file = self._database.password_file
-        if file is None:
+        if password is None:
             await self._by_certificate(server)
-            return said
-        try:
-            password = await asyncio.to_thread(passwords.password, file, session.user)
-        except passwords.PasswordError as error:
-            reason = f'has no password for "{session.user}" at its agent'
-            raise self._unreachable(reason, str(error)) from error
-        await self._by_password(server, session.user, password)
+        else:
+            await self._by_password(server, user, password)
         return said
 
     async def _hello(self, server: Stream) -> dict[str, Any]:
@@ -160,14 +123,14 @@ class Mongodb:
         try:
             return hello.server_hello(answer, reply_body(answer))
         except ProtocolError as error:
-            raise self._unreachable("does not speak MongoDB as it should", str(error)) from error
+            raise self._upstream.unreachable("does not speak MongoDB as it should", str(error)) from error
 
     async def _by_certificate(self, server: Stream) -> None:
         """Authenticate by the certificate that TLS has shown, where the server knows how."""
         answer = await self._command(server, {"authenticate": 1, "mechanism": "MONGODB-X509", "$db": EXTERNAL})
         if answer["ok"] or answer["code"] in _UNKNOWN:
             return  # in the second case TLS alone has asked for the certificate
-        raise self._unreachable(
+        raise self._upstream.unreachable(
             "does not take its agent's certificate",
             answer["errmsg"],
             'In the server, create the user "CN=NAME" in $external, with tlsCAFile set to what tctl auth sign wrote',
@@ -188,9 +151,9 @@ class Mongodb:
                     if not answer["done"]:
                         answer = await self._command(server, more | {"payload": b""})
         except ScramError as error:
-            raise self._unreachable("cannot be authenticated to", str(error)) from error
+            raise self._upstream.unreachable("cannot be authenticated to", str(error)) from error
         if not answer["ok"]:
-            raise self._unreachable(f'does not take its agent\'s password for "{user}"', answer["errmsg"])
+            raise self._upstream.unreachable(f'does not take its agent\'s password for "{user}"', answer["errmsg"])
 
     async def _command(self, server: Stream, document: Mapping[str, Any]) -> dict[str, Any]:
         """Run a command in the opening and return the fields of its answer that matter there. Raises Unreachable."""
@@ -207,7 +170,7 @@ class Mongodb:
                 found["payload"] = bson.binary(data, fields["payload"])
             found["conversationId"] = bson.raw(data, fields["conversationId"]) if "conversationId" in fields else None
         except (ProtocolError, bson.BsonError) as error:
-            raise self._unreachable("does not speak MongoDB as it should", str(error)) from error
+            raise self._upstream.unreachable("does not speak MongoDB as it should", str(error)) from error
         return found
 
     async def _ask(self, server: Stream, document: Mapping[str, Any]) -> bytes:
@@ -218,14 +181,14 @@ class Mongodb:
             while (whole := framer.take()) is None:
                 data = await server.read()
                 if not data:
-                    raise self._unreachable("ends the connection", "while it was asked who it is")
+                    raise self._upstream.unreachable("ends the connection", "while it was asked who it is")
                 framer.add(data)
         except ProtocolError as error:
-            raise self._unreachable("does not speak MongoDB as it should", str(error)) from error
+            raise self._upstream.unreachable("does not speak MongoDB as it should", str(error)) from error
         except ConnectionError as error:
-            raise self._unreachable("breaks the connection off", str(error)) from error
+            raise self._upstream.unreachable("breaks the connection off", str(error)) from error
         if framer.waiting:
-            raise self._unreachable("does not speak MongoDB as it should", "it says more than it was asked")
+            raise self._upstream.unreachable("does not speak MongoDB as it should", "it says more than it was asked")
         return whole
 
     # a session

@@ -15,18 +15,16 @@ import structlog
 
 from monoport.access.decide import Denied
 from monoport.agents.database.certificates import Issuer
-from monoport.agents.database.contexts import Contexts
 from monoport.agents.database.conversation import Conversation, Passage, Unrecorded, Violation
 from monoport.agents.database.engine import Session, Unreachable
 from monoport.agents.database.mysql_audit import audited
 from monoport.agents.database.mysql_login import NoTls, Secret, Secure, Unproven, log_in, read_packet, secured
 from monoport.agents.database.mysql_stream import CompressedStream
 from monoport.agents.database.mysql_threads import Threads
-from monoport.agents.database.passwords import PasswordError, password
+from monoport.agents.database.upstream import CONNECT, Upstream
 from monoport.auth.client import AuthError
 from monoport.config.model import Database
 from monoport.errors import traced
-from monoport.net import sockets
 from monoport.net.stream import Stream
 from monoport.wire.front import Why
 from monoport.wire.mysql.commands import LOCAL_FILES, Action, Commands
@@ -35,7 +33,6 @@ from monoport.wire.mysql.handshake import Answer, Greeting, ServerRefusal, read_
 from monoport.wire.mysql.packets import EOF, OK, Capability, ProtocolError, error, packet
 
 PORT = 3306
-CONNECT = 10.0  # seconds for TCP and TLS to the real server
 OPENING = 30.0  # seconds until the real server has let the user in: plug-ins may ask elsewhere
 STARTUP = 10.0  # seconds for the user's answer to the greeting, which the proxy has already read
 PROBE_USER = "monoport_health"  # needs no account: that the server answers its login at all is the proof
@@ -48,7 +45,7 @@ _log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
-class _Upstream:
+class _Admitted:
     """A real server that has let the user in."""
 
     stream: Stream
@@ -66,8 +63,7 @@ class Mysql:
 
     def __init__(self, database: Database, issuer: Issuer) -> None:
         self._database = database
-        self._issuer = issuer
-        self._contexts = Contexts(database, issuer)
+        self._upstream = Upstream(database, issuer, PORT)
         self._threads = Threads()
 
     async def reach(self, session: Session) -> None:
@@ -75,8 +71,8 @@ class Mysql:
 
         What it will be shown is looked for first: servers shut out whoever breaks off before the login too often.
         """
-        await self._proof(session)
-        session.server = await self._dial()
+        await self._upstream.certified(session)
+        await self._upstream.reach(session)
 
     async def serve(self, session: Session, client: Stream) -> None:
         """Run one session to its end; whatever fails is told to the client as an ERR packet."""
@@ -131,17 +127,17 @@ class Mysql:
 
         To the end of a login, for servers shut out whoever breaks off before it too often. Raises Unreachable.
         """
-        context = self._contexts.context("", None)
+        context = self._upstream.context()
         async with self._secured(lambda _: Answer(NEEDED, user=PROBE_USER), context) as secure:
             try:
                 await log_in(secure, Secret())
             except ServerRefusal as refused:
                 if refused.code not in ACCESS_DENIED:
-                    raise self._unreachable("does not take logins", str(refused)) from refused
+                    raise self._upstream.unreachable("does not take logins", str(refused)) from refused
             except Unproven:
                 pass  # it would want a password of that user: it answers
             except (ProtocolError, ConnectionError) as problem:
-                raise self._unreachable("breaks off the login", str(problem)) from problem
+                raise self._upstream.unreachable("breaks off the login", str(problem)) from problem
         return secure.greeting.version
 
     # the real server
@@ -158,12 +154,13 @@ class Mysql:
     @asynccontextmanager
     async def _connected(
         self, session: Session, answer: Answer, *, local_files: bool = False
-    ) -> AsyncIterator[_Upstream]:
+    ) -> AsyncIterator[_Admitted]:
         """A connection to the real server as the session's database user.
 
         Raises Unreachable, ServerRefusal, AuthError, TimeoutError.
         """
-        context, secret = await self._proof(session)
+        context, password = await self._upstream.proof(session)
+        secret = Secret(password.encode(), verified=self._upstream.verified) if password is not None else Secret()
 
         def ask(greeting: Greeting) -> Answer:
             return self._asked(session, answer, greeting, local_files)
@@ -173,72 +170,38 @@ class Mysql:
                 try:
                     welcome = await log_in(secure, secret)
                 except Unproven as problem:
-                    raise self._unreachable(f"cannot be logged in to: it {problem}") from problem
+                    raise self._upstream.unreachable(f"cannot be logged in to: it {problem}") from problem
                 except (ProtocolError, ConnectionError) as problem:
-                    raise self._unreachable("breaks off the login", str(problem)) from problem
+                    raise self._upstream.unreachable("breaks off the login", str(problem)) from problem
                 deadline.reschedule(None)
-                yield _Upstream(secure.stream, secure.greeting.thread, welcome)
-
-    async def _proof(self, session: Session) -> tuple[ssl.SSLContext, Secret]:
-        """What proves the session's user to the real server. Raises Unreachable, AuthError."""
-        if self._database.password_file is not None:
-            return self._contexts.context("", None), await self._secret(session)
-        shown = await session.shown(self._issuer, self._database.name)
-        return self._contexts.context(session.user, shown), Secret()
-
-    async def _secret(self, session: Session) -> Secret:
-        assert self._database.password_file is not None  # who asks has looked
-        try:
-            found = await asyncio.to_thread(password, self._database.password_file, session.user)
-        except PasswordError as problem:
-            what = "has no password for this database user: ask whoever runs its agent"
-            raise self._unreachable(what, str(problem)) from problem
-        return Secret(found.encode(), verified=self._database.tls.mode != "insecure")
+                yield _Admitted(secure.stream, secure.greeting.thread, welcome)
 
     @asynccontextmanager
     async def _secured(
         self, ask: Callable[[Greeting], Answer], context: ssl.SSLContext, raw: Stream | None = None
     ) -> AsyncIterator[Secure]:
         """TLS to the real server, over `raw` if there is one; `ask` says what for, by what it can do."""
-        raw = raw or await self._dial()
+
+        async def begin(raw: Stream, name: str) -> Secure:
+            return await secured(raw, ask, context, name)
+
         try:
-            async with asyncio.timeout(CONNECT):
-                name = self._database.tls.server_name or self._database.uri.host
-                secure = await secured(raw, ask, context, name)
+            secure = await self._upstream.secure(raw or await self._upstream.dial(), begin)
         except NoTls as problem:
-            raw.abort()
             hint = "In the server's configuration, set ssl-cert, ssl-key and ssl-ca"
-            raise self._unreachable("does not offer TLS", hint=hint) from problem
+            raise self._upstream.unreachable("does not offer TLS", hint=hint) from problem
         except ServerRefusal as refused:
-            raw.abort()
-            raise self._unreachable(f"takes no connections: {refused}") from refused
+            raise self._upstream.unreachable(f"takes no connections: {refused}") from refused
         except ProtocolError as problem:
-            raw.abort()
-            raise self._unreachable("does not speak MySQL", str(problem)) from problem
-        except TimeoutError as problem:
-            raw.abort()
-            raise self._unreachable(f"did not start TLS within {CONNECT:g} s") from problem
-        except ConnectionError as problem:
-            raw.abort()
-            raise self._unreachable("cannot be reached over TLS", str(problem)) from problem
-        except BaseException:
-            raw.abort()
-            raise
+            raise self._upstream.unreachable("does not speak MySQL", str(problem)) from problem
         async with secure.stream:
             yield secure
-
-    async def _dial(self) -> Stream:
-        uri = self._database.uri
-        try:
-            return await sockets.connect(uri.host, uri.port or PORT, CONNECT)
-        except ConnectionError as problem:
-            raise self._unreachable("is down or cannot be reached from its agent", str(problem)) from problem
 
     def _asked(self, session: Session, answer: Answer, greeting: Greeting, local_files: bool) -> Answer:
         """What the real server is asked for on the client's behalf. Raises Unreachable."""
         wanted = answer.capabilities & ~(Capability.COMPRESS | Capability.LOCAL_FILES | Capability.CONNECT_WITH_DB)
         if missing := wanted & FRAMING & ~greeting.capabilities:
-            raise self._unreachable(f"is too old for this client: it lacks {missing.name}")
+            raise self._upstream.unreachable(f"is too old for this client: it lacks {missing.name}")
         capabilities = (wanted & greeting.capabilities) | NEEDED
         if local_files:
             capabilities |= Capability.LOCAL_FILES
@@ -246,12 +209,9 @@ class Mysql:
             capabilities |= Capability.CONNECT_WITH_DB
         return replace(answer, capabilities=capabilities, user=session.user, database=session.database)
 
-    def _unreachable(self, what: str, detail: str = "", hint: str = "") -> Unreachable:
-        return Unreachable(f'database "{self._database.name}" {what}', f"{what}: {detail}" if detail else what, hint)
-
     # a session
 
-    async def _converse(self, session: Session, client: Stream, server: _Upstream, *, local_files: bool) -> None:
+    async def _converse(self, session: Session, client: Stream, server: _Admitted, *, local_files: bool) -> None:
         judge = _Judge(session, self._threads)
         commands = Commands(judge, local_files=local_files)
 

@@ -13,17 +13,15 @@ from contextlib import asynccontextmanager
 import structlog
 
 from monoport.agents.database.certificates import Issuer
-from monoport.agents.database.contexts import Contexts
 from monoport.agents.database.conversation import Conversation, Unrecorded, Violation
 from monoport.agents.database.engine import Session, Unreachable
-from monoport.agents.database.passwords import PasswordError, password
 from monoport.agents.database.postgres_audit import audited
 from monoport.agents.database.postgres_login import login, open_session
+from monoport.agents.database.upstream import CONNECT, Upstream
 from monoport.audit import startup as parameters
 from monoport.auth.client import AuthError
 from monoport.config.model import Database
 from monoport.errors import Failure, traced
-from monoport.net import sockets
 from monoport.net.stream import Stream
 from monoport.net.tls import TlsStream, connect_tls
 from monoport.wire.front import Why
@@ -44,7 +42,6 @@ from monoport.wire.postgres.messages import (
 from monoport.wire.postgres.statements import Action, Statements
 
 PORT = 5432
-CONNECT = 10.0  # seconds for TCP and TLS to the real server
 OPENING = 30.0  # seconds until the real server is ready: authentication hooks and start-up scripts may be slow
 STARTUP = 10.0  # seconds for the user's start-up message, which the proxy has already read
 
@@ -101,16 +98,11 @@ class Postgres:
 
     def __init__(self, database: Database, issuer: Issuer) -> None:
         self._database = database
-        self._issuer = issuer
-        self._contexts = Contexts(database, issuer, [ALPN])
+        self._upstream = Upstream(database, issuer, PORT, [ALPN])
 
     async def reach(self, session: Session) -> None:
-        """Connect to the real server, over which nothing is said yet; where a password is missing, not even that.
-
-        Raises Unreachable.
-        """
-        await self._password(session)
-        session.server = await self._dial()
+        """Connect to the real server, over which nothing is said yet. Raises Unreachable."""
+        await self._upstream.reach(session)
 
     async def serve(self, session: Session, client: Stream) -> None:
         """Run one session to its end; whatever fails is told to the client as an ErrorResponse."""
@@ -120,9 +112,9 @@ class Postgres:
                 startup = await _read_startup(client)
             upstream, dropped = _upstream_startup(startup, session)
             await _record_startup(session, startup)
-            secret = await self._password(session)
+            secret = await self._upstream.password(session.user)
             async with self._connected(session) as server:
-                verified = self._database.tls.mode != "insecure"
+                verified = self._upstream.verified
                 proof = None if secret is None else login(server, session.user, secret, verified=verified)
                 backend = Backend(session.process_id, session.secret, startup.minor, dropped, proof)
                 async with asyncio.timeout(OPENING):
@@ -164,65 +156,27 @@ class Postgres:
 
     async def probe(self) -> str:
         """Return if the real server answers SSLRequest with TLS that verifies. Raises Unreachable."""
-        context = self._contexts.context("", None)
-        async with await self._secure(await self._dial(), context):
+        context = self._upstream.context()
+        async with await self._secure(await self._upstream.dial(), context):
             return ""  # its version is told after the login
 
     # the real server
 
     @asynccontextmanager
     async def _connected(self, session: Session) -> AsyncIterator[TlsStream]:
-        """A connection to the real server that shows a certificate of the session's database user.
-
-        It shows none where there is a password file.
-        """
-        user, shown = "", None
-        if self._database.password_file is None:
-            user = session.user
-            shown = await session.shown(self._issuer, self._database.name)
-        context = self._contexts.context(user, shown)
-        async with await self._secure(session.take() or await self._dial(), context) as stream:
+        """A connection to the real server that shows who the session's database user is, unless a password will."""
+        context = await self._upstream.certified(session)
+        async with await self._secure(session.take() or await self._upstream.dial(), context) as stream:
             yield stream
 
-    async def _password(self, session: Session) -> str | None:
-        """The password of the session's database user; None without a password file. Raises Unreachable."""
-        file = self._database.password_file
-        if file is None:
-            return None
-        try:
-            return await asyncio.to_thread(password, file, session.user)
-        except PasswordError as error:
-            what = "has no password for this database user: ask whoever runs its agent"
-            raise self._unreachable(what, str(error)) from error
-
-    async def _dial(self) -> Stream:
-        uri = self._database.uri
-        try:
-            return await sockets.connect(uri.host, uri.port or PORT, CONNECT)
-        except ConnectionError as error:
-            raise self._unreachable("is down or cannot be reached from its agent", str(error)) from error
-
     async def _secure(self, raw: Stream, context: ssl.SSLContext) -> TlsStream:
-        tls = self._database.tls
-        try:
-            async with asyncio.timeout(CONNECT):
-                await raw.write(SSL_REQUEST)
-                answer = await raw.read_exactly(1)
-                if answer != TLS_ACCEPTED:
-                    raise self._unreachable("does not offer TLS: set ssl = on in its postgresql.conf")
-                return await connect_tls(raw, context, server_hostname=tls.server_name or self._database.uri.host)
-        except TimeoutError as error:
-            raw.abort()
-            raise self._unreachable(f"did not start TLS within {CONNECT:g} s") from error
-        except ConnectionError as error:
-            raw.abort()
-            raise self._unreachable("cannot be reached over TLS", str(error)) from error
-        except BaseException:
-            raw.abort()
-            raise
+        async def begin(raw: Stream, name: str) -> TlsStream:
+            await raw.write(SSL_REQUEST)
+            if await raw.read_exactly(1) != TLS_ACCEPTED:
+                raise self._upstream.unreachable("does not offer TLS: set ssl = on in its postgresql.conf")
+            return await connect_tls(raw, context, server_hostname=name)
 
-    def _unreachable(self, what: str, detail: str = "", hint: str = "") -> Unreachable:
-        return Unreachable(f'database "{self._database.name}" {what}', f"{what}: {detail}" if detail else what, hint)
+        return await self._upstream.secure(raw, begin)
 
     # a session
 
@@ -234,14 +188,16 @@ class Postgres:
             asks, hint = f"asks for {error.method} authentication, but its agent brings a certificate", _CERT_LINE
             if backend.proves:
                 asks, hint = f"asks for {error.method} authentication, but its agent has a password", _OTHER_LINE
-            raise self._unreachable(asks, hint=hint) from error
+            raise self._upstream.unreachable(asks, hint=hint) from error
         except LoginRefused as error:
             what = f'does not take its agent\'s password for "{startup.user}": ask whoever runs its agent'
             if not error.sqlstate.startswith(INVALID_AUTHORIZATION):
                 what = "breaks off its agent's login"
-            raise self._unreachable(what, f"SQLSTATE {error.sqlstate or 'none'}; its own log says more") from error
+            raise self._upstream.unreachable(
+                what, f"SQLSTATE {error.sqlstate or 'none'}; its own log says more"
+            ) from error
         except LoginError as error:
-            raise self._unreachable(f"cannot be logged in to: it {error}") from error
+            raise self._upstream.unreachable(f"cannot be logged in to: it {error}") from error
 
     async def _converse(self, session: Session, client: Stream, server: Stream, said: bytes) -> None:
         statements = Statements()
