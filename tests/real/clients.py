@@ -138,7 +138,12 @@ def _opening(line: Mapping[str, str], inside: Iterable[str]) -> str:
     said = line.get("client", "None")
     if line["rule"] == "ssh-plain":
         return f"`{said}`"
-    names = [f"{what} `{line[key]}`" for what, key in (("ALPN", "alpn"), ("SNI", "sni")) if line[key] != "None"]
+    offers = {"ALPN": line["alpn"].split(","), "SNI": [line["sni"]]}
+    names = [
+        f"{what} {' or '.join(f'`{name}`' for name in offered)}"
+        for what, offered in offers.items()
+        if offered != ["None"]
+    ]
     text = f"TLS with {', '.join(names)}" if names else "TLS without SNI and ALPN"
     if line["rule"].endswith("-greeting"):
         text = f"nothing until it is greeted, then {text}"
