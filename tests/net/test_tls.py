@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from monoport.net.memory import pair
-from monoport.net.stream import INBOX, Stream, TruncatedError
+from monoport.net.stream import INBOX, Stream, TruncatedError, linger
 from monoport.net.tls import HandshakeError, TlsError, TlsStream, connect_tls, serve_tls
 
 from .conftest import secured, server_context, sockets
@@ -289,6 +289,18 @@ async def test_a_peer_that_ends_both_is_seen_to_have_ended_underneath_too(tmp_pa
     assert await a.leave().read() == b""
     a.abort()
     b.abort()
+
+
+async def test_nobody_lingers_for_a_peer_that_has_ended(tmp_path: Path) -> None:
+    a, b = await secured(pair(), tmp_path)
+    b.send_eof()
+    assert await a.read() == b""
+    await a.write(b"the last word")
+    linger(a, 60)
+    async with asyncio.timeout(5):
+        await a.wait_closed()
+    assert await b.read_exactly(13) == b"the last word"
+    assert await b.read() == b""
 
 
 async def test_only_so_much_may_come_behind_the_end(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from monoport.client.profile import Profile
 from monoport.client.sealed import agent_context, relay_sealed
 from monoport.net.memory import pair
 from monoport.net.meter import Meter
-from monoport.net.stream import Stream
+from monoport.net.stream import LINGER, Stream
 from monoport.net.tls import TlsError, TlsStream, connect_tls
 from monoport.wire.postgres.messages import StartupMessage
 
@@ -155,3 +155,16 @@ async def test_an_agent_that_seals_nothing_is_passed_over(cluster: Cluster, serv
         await Psql(outer).login("alice", "app")
     assert cluster.refused() == "database_offline"
     outer.abort()
+
+
+async def test_a_client_that_ends_is_not_waited_for(cluster: Cluster, server: Server, tmp_path: Path) -> None:
+    await cluster.database("orders", server.port)
+    alice = await cluster.user("alice", db=ORDERS)
+    async with local_proxy(cluster, alice, tmp_path, Meter()) as psql:
+        await psql.login("alice", "app")
+        psql.stream.send(b"X\0\0\0\4")
+        psql.stream.send_eof()
+        assert await psql.stream.read() == b""
+    await cluster.until(lambda: cluster.events("db.session.end"))
+    (end,) = cluster.events("db.session.end")
+    assert end["seconds"] < LINGER / 2

@@ -124,7 +124,9 @@ def linger(stream: Stream, seconds: float = LINGER) -> None:
 
     Closing a socket with unread bytes sends a reset, which may destroy the refusal that was written before it.
     """
-    if not stream.lost:
+    if stream.ended:
+        stream.close()
+    elif not stream.lost:
         stream.loop.call_later(seconds, stream.close)
         stream.start(_Drain(stream))
         stream.send_eof()
@@ -185,6 +187,11 @@ class Stream(ABC):
     def lost(self) -> bool:
         """Whether the stream is gone in both directions."""
         return self._lost
+
+    @property
+    def ended(self) -> bool:
+        """Whether it is known that the peer has ended its direction: nothing more can come, nor has to be waited for."""
+        return False
 
     def start(self, receiver: Receiver) -> None:
         """Send all further callbacks to `receiver`; bytes that wait here are delivered before this returns."""

@@ -99,6 +99,10 @@ class TlsStream(Stream):
         return self._raw.waiting + len(self._held)
 
     @property
+    def ended(self) -> bool:
+        return self._peer_ended
+
+    @property
     def peer_certificate(self) -> bytes | None:
         """The peer's verified certificate, DER; None if it sent none or none was asked for."""
         return self._ssl.getpeercert(binary_form=True) if self._ssl.context.verify_mode else None
