@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from monoport.access.claims import Destination
+from monoport.agents import sealed
 from monoport.client.front import Credentials
 from monoport.client.profile import Profile
 from monoport.client.sealed import agent_context, relay_sealed
@@ -19,9 +20,10 @@ from monoport.net.memory import pair
 from monoport.net.meter import Meter
 from monoport.net.stream import LINGER, Stream
 from monoport.net.tls import TlsError, TlsStream, connect_tls
+from monoport.proxy import database
 from monoport.wire.postgres.messages import StartupMessage
 
-from .cluster import CLUSTER, Cluster, User
+from .cluster import CLUSTER, PATIENCE, Cluster, User
 from .psql import Psql, Said, Server
 
 ALPN = "teleport-postgres-sealed"
@@ -92,6 +94,18 @@ def inner(cluster: Cluster, user: User | None = None) -> ssl.SSLContext:
     context = cluster.trusting(user)
     context.check_hostname = False
     return context
+
+
+async def over(cluster: Cluster) -> str:
+    """Why the only session ended, as the audit log has it; nobody holds anything of it any more."""
+    await cluster.until(lambda: cluster.events("db.session.end"))
+    await asyncio.sleep(0)
+    (service,) = cluster.services
+    async with asyncio.timeout(PATIENCE):
+        while len(service.leases) or any(one["kind"] == "database" for one in cluster.proxy.connections.rows()):
+            await asyncio.sleep(0)
+    (end,) = cluster.events("db.session.end")
+    return str(end["reason"])
 
 
 async def refused(stream: TlsStream) -> None:
@@ -168,3 +182,51 @@ async def test_a_client_that_ends_is_not_waited_for(cluster: Cluster, server: Se
     await cluster.until(lambda: cluster.events("db.session.end"))
     (end,) = cluster.events("db.session.end")
     assert end["seconds"] < LINGER / 2
+
+
+async def test_a_client_that_does_not_end_its_tls_is_cut(
+    cluster: Cluster, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database, "SEALING", 0.05)
+    await cluster.database("orders", server.port)
+    outer = await cluster.tls(ALPN, user=await cluster.user("alice", db=ORDERS))
+    await outer.write(OPENING)
+    assert await outer.read() == b""
+    assert await over(cluster) == "the session was not sealed within 0.05 s"
+    async with asyncio.timeout(PATIENCE):
+        await outer.wait_closed()
+
+
+async def test_a_client_that_is_gone_before_its_session_is_sealed(cluster: Cluster, server: Server) -> None:
+    await cluster.database("orders", server.port)
+    outer = await cluster.tls(ALPN, user=await cluster.user("alice", db=ORDERS))
+    await outer.write(OPENING)
+    assert await outer.read() == b""
+    outer.abort()
+    assert await over(cluster) == "the peer has reset the connection"
+
+
+async def test_a_client_that_never_shakes_hands_is_cut_by_the_agent(
+    cluster: Cluster, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sealed, "SEALING", 0.05)
+    await cluster.database("orders", server.port)
+    below, outer = await until_aside(cluster, await cluster.user("alice", db=ORDERS))
+    with pytest.raises(ConnectionError):
+        await below.read()
+    assert await over(cluster) == "the channel was cut"
+    outer.abort()
+
+
+async def test_locked_before_the_handshake_the_session_is_over(cluster: Cluster, server: Server) -> None:
+    """At the agent itself, whatever the proxy does: here it is not swept."""
+    await cluster.database("orders", server.port)
+    below, outer = await until_aside(cluster, await cluster.user("alice", db=ORDERS))
+    (service,) = cluster.services
+    await cluster.until(lambda: cluster.events("db.session.start"))
+    service.sweep(datetime.now(UTC) + timedelta(days=1))
+    async with asyncio.timeout(sealed.SEALING / 2):
+        with pytest.raises(ConnectionError):
+            await below.read()
+    assert await over(cluster) == "the channel was cut"
+    outer.abort()

@@ -252,14 +252,13 @@ class Databases:
         try:
             client = connection.stream
             if _sealed(connection):
-                assert isinstance(client, TlsStream)  # the route's own TLS
-                async with asyncio.timeout(SEALING):
-                    client, server = await step_aside(client, server, login.forward)
+                client, server = await _aside(client, server, login.forward)
             else:
                 await server.write(login.forward)
             await relay(client, server, meter=connection.meter)
-        except FrameError as error:
-            connection.ended = str(error)
+        except (Failure, OSError) as error:
+            connection.ended = connection.ended or str(error) or type(error).__name__
+            raise
         finally:
             connection.on_end = None
             await self._audit.emit(
@@ -365,6 +364,16 @@ def _refused(connection: Connection, code: str, reason: str, rule: str = "") -> 
 def _sealed(connection: Connection) -> bool:
     """Whether the session is to be between the client and the agent alone."""
     return connection.route is not None and connection.route.sealed
+
+
+async def _aside(client: Stream, server: Stream, opening: bytes) -> tuple[Stream, Stream]:
+    """Leave client and agent to each other. Raises Failure, ConnectionError."""
+    assert isinstance(client, TlsStream)  # the route's own TLS
+    try:
+        async with asyncio.timeout(SEALING):
+            return await step_aside(client, server, opening)
+    except TimeoutError:
+        raise Failure(f"the session was not sealed within {SEALING:g} s") from None
 
 
 def _agent_ends(reason: str) -> None:

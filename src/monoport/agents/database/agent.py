@@ -220,10 +220,7 @@ class Databases:
             if self._sealer is None or not asked.sealed:
                 await engine.serve(session, stream)
             else:
-                client = await self._sealer.open(asked, stream)
-                await engine.serve(session, client)
-                linger(client)  # its end, which crosses ours, must not become a reset that the proxy would pass on
-                await client.wait_closed()
+                await _serve_sealed(engine, session, await _open(self._sealer, asked, session, stream))
         finally:
             if (unused := session.take()) is not None:
                 unused.abort()
@@ -294,6 +291,27 @@ class Databases:
             await self._engines[name].cancel(session)
         except (Unreachable, AuthError, ConnectionError, TimeoutError) as error:
             _log.warning("cancel failed", connection=asked.connection, database=name, reason=str(error))
+
+
+async def _open(sealer: Sealer, asked: Preface, session: Session, stream: Stream) -> Stream:
+    """Shake hands with the user's client, unless the session has to end before. Raises as `Sealer.open`."""
+
+    def cut(reason: str) -> None:
+        stream.abort(ConnectionError(f"session ended: {reason}"))  # nothing can be said to the client yet
+
+    session.on_end = cut
+    try:
+        if session.ended:
+            cut(session.ended)
+        return await sealer.open(asked, stream)
+    finally:
+        session.on_end = None
+
+
+async def _serve_sealed(engine: Engine, session: Session, client: Stream) -> None:
+    await engine.serve(session, client)
+    linger(client)  # its end, which crosses ours, must not become a reset that the proxy would pass on
+    await client.wait_closed()
 
 
 def _resource(database: model.Database, host_id: str) -> Database:
