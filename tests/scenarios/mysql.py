@@ -107,6 +107,7 @@ class Server:
         self._listening.setblocking(False)
         self.port: int = self._listening.getsockname()[1]
         self.users: list[str] = []  # who has logged in
+        self.tried: list[str] = []  # who has said a name, let in or not
         self.answers: list[Answer] = []  # and what else they said
         self.threads = 100  # the number of the last thread
         self.capabilities = ANNOUNCED | Capability.SSL
@@ -158,6 +159,7 @@ class Server:
     async def _session(self, stream: Stream, certified: str) -> None:
         number, payload = await read_packet(stream)
         answer = read_answer(payload, inside=True)
+        self.tried.append(answer.user)
         if answer.user != certified:
             await stream.write(packet(number + 1, NOBODY))
             return

@@ -96,13 +96,18 @@ def inner(cluster: Cluster, user: User | None = None) -> ssl.SSLContext:
     return context
 
 
+def kinds(cluster: Cluster) -> set[object]:
+    """What there is in `tctl conns ls`."""
+    return {one["kind"] for one in cluster.proxy.connections.rows()}
+
+
 async def over(cluster: Cluster) -> str:
     """Why the only session ended, as the audit log has it; nobody holds anything of it any more."""
     await cluster.until(lambda: cluster.events("db.session.end"))
     await asyncio.sleep(0)
     (service,) = cluster.services
     async with asyncio.timeout(PATIENCE):
-        while len(service.leases) or any(one["kind"] == "database" for one in cluster.proxy.connections.rows()):
+        while service.leases or "database" in kinds(cluster):  # noqa: ASYNC110 # both are told of nobody
             await asyncio.sleep(0)
     (end,) = cluster.events("db.session.end")
     return str(end["reason"])

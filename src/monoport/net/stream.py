@@ -190,7 +190,7 @@ class Stream(ABC):
 
     @property
     def ended(self) -> bool:
-        """Whether it is known that the peer has ended its direction: nothing more can come, nor has to be waited for."""
+        """Whether the peer is known to have ended its direction: nothing more comes that could be waited for."""
         return False
 
     def start(self, receiver: Receiver) -> None:

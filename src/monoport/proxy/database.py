@@ -33,7 +33,7 @@ from monoport.proxy.source import shown
 from monoport.routing.match import match, missing
 from monoport.routing.outcome import Answer, Ask, Refusal, Route, Show, Tls, Trust
 from monoport.routing.table import Table
-from monoport.tunnel.dial import DENIED, DialError, FrameError
+from monoport.tunnel.dial import DENIED, DialError
 from monoport.tunnel.preface import Kind, Preface
 from monoport.tunnel.sealing import step_aside
 from monoport.wire.front import Cancel, Closed, Explaining, Front, Known, Login, Secured, Send, StartTls, Why

@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from monoport.agents.database.engine import Unreachable
+from monoport.agents.database.mysql import PROBE_USER
+from monoport.agents.sealed import Sealer
 from monoport.audit.outage import NotRecorded
 from monoport.auth.client import AuthError
 from monoport.net.memory import pair
@@ -164,6 +167,26 @@ async def test_a_server_without_tls_is_told_nothing(cluster: Cluster) -> None:
         (engine,) = made.agent._engines.values()
         with pytest.raises(Unreachable, match="does not offer TLS"):
             await engine.probe()
+
+
+@pytest.mark.parametrize("sealed", [True, False])
+async def test_a_client_that_leaves_after_the_dial_breaks_no_login_off(cluster: Cluster, sealed: bool) -> None:
+    """Servers shut out a host, which is the agent, after as many broken logins as max_connect_errors says."""
+    async with opened(cluster) as (made, server):
+        made.agent._sealer = Sealer(pytest.fail, pytest.fail)  # type: ignore[arg-type] # nobody shakes hands
+        near, far = pair()
+
+        async def serve() -> None:
+            asked = await dial.receive(far)
+            with suppress(ConnectionError):
+                await made.agent.serve(asked, far)
+
+        async with asyncio.TaskGroup() as group:
+            group.create_task(serve())
+            assert isinstance(await dial.ask(near, replace(preface(made), sealed=sealed)), Accepted)
+            near.abort()
+        assert (server.tried, server.users) == ([PROBE_USER], [])
+        assert not made.leases
 
 
 async def test_a_server_that_lacks_what_the_client_was_promised(cluster: Cluster) -> None:

@@ -222,10 +222,9 @@ class Databases:
             else:
                 await _serve_sealed(engine, session, await _open(self._sealer, asked, session, stream))
         finally:
-            if (unused := session.take()) is not None:
-                unused.abort()
             lease.close()
             del self._sessions[asked.connection]
+            await session.give_up()
 
     async def _reach(self, asked: Preface, engine: Engine, session: Session) -> None:
         """Connect to the real server before the dial is accepted: where it is down, the proxy tries the next agent."""
@@ -304,6 +303,9 @@ async def _open(sealer: Sealer, asked: Preface, session: Session, stream: Stream
         if session.ended:
             cut(session.ended)
         return await sealer.open(asked, stream)
+    except (Failure, OSError):
+        stream.abort()  # at once, whatever else ends with the session
+        raise
     finally:
         session.on_end = None
 

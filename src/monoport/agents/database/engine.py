@@ -63,6 +63,7 @@ class Session:
     ended: str = ""  # why the session must end, once it must
     upstream_key: Any = None  # what the real server wants to see in a cancel request; the engine's own
     server: Stream | None = None  # a connection to the real server that `reach` has made and nobody has taken yet
+    unused: Callable[[Stream], Awaitable[None]] | None = None  # set by an engine whose servers mind how that one ends
 
     def end(self, reason: str) -> None:
         """End the session soon: its certificate expired, its user was locked, the agent stops."""
@@ -80,6 +81,17 @@ class Session:
         """The connection that `reach` has made, once: whoever takes it owns it."""
         taken, self.server = self.server, None
         return taken
+
+    async def give_up(self) -> None:
+        """End the connection that `reach` has made, if nobody has taken it, in the way that its server wants."""
+        left = self.take()
+        if left is None:
+            return
+        try:
+            if self.unused is not None:
+                await self.unused(left)
+        finally:
+            left.abort()
 
 
 class Engine(Protocol):

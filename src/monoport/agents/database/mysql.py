@@ -73,6 +73,7 @@ class Mysql:
         """
         await self._upstream.certified(session)
         await self._upstream.reach(session)
+        session.unused = self._not_used
 
     async def serve(self, session: Session, client: Stream) -> None:
         """Run one session to its end; whatever fails is told to the client as an ERR packet."""
@@ -127,8 +128,20 @@ class Mysql:
 
         To the end of a login, for servers shut out whoever breaks off before it too often. Raises Unreachable.
         """
+        return await self._ask_in_vain()
+
+    async def _not_used(self, raw: Stream) -> None:
+        """Take a connection to the end of a login, as a probe does: no client may have us shut out by leaving early."""
+        try:
+            async with asyncio.timeout(CONNECT):
+                await self._ask_in_vain(raw)
+        except (Unreachable, TimeoutError) as problem:
+            _log.info("connection to a database not used", database=self._database.name, reason=str(problem))
+
+    async def _ask_in_vain(self, raw: Stream | None = None) -> str:
+        """Log in as nobody, over `raw` if there is one, and return the server's version. Raises Unreachable."""
         context = self._upstream.context()
-        async with self._secured(lambda _: Answer(NEEDED, user=PROBE_USER), context) as secure:
+        async with self._secured(lambda _: Answer(NEEDED, user=PROBE_USER), context, raw) as secure:
             try:
                 await log_in(secure, Secret())
             except ServerRefusal as refused:
