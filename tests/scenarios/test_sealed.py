@@ -21,6 +21,7 @@ from monoport.net.meter import Meter
 from monoport.net.stream import LINGER, Stream
 from monoport.net.tls import TlsError, TlsStream, connect_tls
 from monoport.proxy import database
+from monoport.tunnel.sealing import BINDING, MAX_OPENING
 from monoport.wire.postgres.messages import StartupMessage
 
 from .cluster import CLUSTER, PATIENCE, Cluster, User
@@ -81,11 +82,12 @@ async def test_psql_notices_nothing_and_the_proxy_neither(cluster: Cluster, serv
     assert end["bytes_in"] > 1000, "what the proxy has joined: a handshake and records, within which it sees nothing"
 
 
-async def until_aside(cluster: Cluster, user: User, opening: bytes = OPENING) -> tuple[Stream, TlsStream]:
+async def until_aside(cluster: Cluster, user: User, binding: bytes = bytes(BINDING)) -> tuple[Stream, TlsStream]:
     """What a client holds once the proxy has stepped aside, and the TLS that it came with."""
     outer = await cluster.tls(ALPN, user=user)
-    await outer.write(opening)
+    await outer.write(OPENING)
     assert await outer.read() == b""
+    await outer.write(binding)
     outer.send_eof()
     return outer.leave(), outer
 
@@ -135,6 +137,44 @@ async def test_only_who_opened_it_goes_on(cluster: Cluster, server: Server) -> N
     outer.abort()
     assert server.users == []
     assert not cluster.events("db.query")
+
+
+async def test_only_the_client_that_opened_it_goes_on(cluster: Cluster, server: Server) -> None:
+    """The same user's other session does not: between the two TLS the network could have swapped them."""
+    await cluster.database("orders", server.port)
+    alice = await cluster.user("alice", db=ORDERS)
+    below, outer = await until_aside(cluster, alice, bytes(BINDING))
+    other = await connect_tls(below, inner(cluster, alice), server_hostname=None)
+    await other.write(b"x" * BINDING)
+    await refused(other)
+    outer.abort()
+    assert await over(cluster)
+    assert server.users == []
+    below, outer = await until_aside(cluster, alice, b"x" * BINDING)
+    same = await connect_tls(below, inner(cluster, alice), server_hostname=None)
+    await same.write(b"x" * BINDING)
+    assert await same.read_exactly(1) == b"R"
+    outer.abort()
+
+
+async def test_a_client_that_says_too_much_before(cluster: Cluster, server: Server) -> None:
+    await cluster.database("orders", server.port)
+    outer = await cluster.tls(ALPN, user=await cluster.user("alice", db=ORDERS))
+    await outer.write(OPENING)
+    assert await outer.read() == b""
+    outer.send(bytes(MAX_OPENING))
+    assert await over(cluster) == f"the session was not sealed: its client said over {MAX_OPENING} bytes before"
+
+
+async def test_the_agent_knows_the_certificate_however_the_proxy_writes_it(
+    cluster: Cluster, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = ssl.DER_cert_to_PEM_cert
+    monkeypatch.setattr(database.ssl, "DER_cert_to_PEM_cert", lambda der: f"of alice:\n{write(der)}")
+    await cluster.database("orders", server.port)
+    alice = await cluster.user("alice", db=ORDERS)
+    async with local_proxy(cluster, alice, tmp_path, Meter()) as psql:
+        await psql.login("alice", "app")
 
 
 async def test_what_is_refused_is_said_before(cluster: Cluster, server: Server, tmp_path: Path) -> None:

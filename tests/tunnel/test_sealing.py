@@ -90,7 +90,7 @@ async def test_a_client_that_says_too_much_before(outer, dialled):
     near, _ = dialled
     client.send(bytes(MAX_OPENING))
     async with asyncio.timeout(PATIENCE):
-        with pytest.raises(FrameError, match="before the session was sealed"):
+        with pytest.raises(FrameError, match="said over"):
             await step_aside(proxy, near, b"x")
 
 
@@ -124,7 +124,7 @@ async def test_a_proxy_that_goes_on_behind_the_opening(dial_back):
     near, agent = dial_back
     await near.write((5).to_bytes(4) + b"first" + b"select 1")
     async with asyncio.timeout(PATIENCE):
-        with pytest.raises(FrameError, match="more than an opening"):
+        with pytest.raises(FrameError, match="more came than an opening"):
             await stepped_aside(agent)
 
 
@@ -134,5 +134,5 @@ async def test_an_agent_that_talks_before(outer, dial_back):
     await agent.write(b"unasked")
     async with patience() as group:
         group.create_task(aside(client))
-        with pytest.raises(FrameError, match="more than an opening"):
+        with pytest.raises(FrameError, match="more came than an opening"):
             await step_aside(proxy, near, b"x")

@@ -5,15 +5,19 @@ Belongs here: that handshake, and that whoever shakes hands is whom the proxy an
 """
 
 import asyncio
+import hmac
 import ssl
 from collections.abc import Callable
+
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from monoport.auth.authorities import TrustedCas
 from monoport.auth.keys import Credentials, load_chain
 from monoport.net.stream import Stream
 from monoport.net.tls import HandshakeError, TlsStream, serve_tls
 from monoport.tunnel.preface import Preface
-from monoport.tunnel.sealing import stepped_aside
+from monoport.tunnel.sealing import BINDING, stepped_aside
 
 SEALING = 8.0  # seconds from the accepted dial to the end of the handshake; MySQL servers wait ten for a login
 
@@ -32,16 +36,21 @@ class Sealer:
         """Return the stream to the user's client, its opening first.
 
         Args: what the proxy asked for, and the stream on which that was accepted.
-        Raises HandshakeError: no handshake, or not with the certificate that the proxy has seen. FrameError,
-        TimeoutError, ConnectionError.
+        Raises HandshakeError: no handshake, or not with the certificate that the proxy has seen, or by a client that
+        began another session. FrameError, TimeoutError, ConnectionError.
         """
+        announced = x509.load_pem_x509_certificate(asked.certificate.encode()).public_bytes(Encoding.DER)
         async with asyncio.timeout(SEALING):
             opening, below = await stepped_aside(stream)
             client = await serve_tls(below, self._context())
-        if client.peer_certificate != ssl.PEM_cert_to_DER_cert(asked.certificate):
+            if client.peer_certificate != announced:
+                client.abort()
+                raise HandshakeError("the client of a sealed session shows another certificate than the proxy has seen")
+            bound = await client.read_exactly(BINDING)
+        if not hmac.compare_digest(bound, opening[-BINDING:]):
             client.abort()
-            raise HandshakeError("the client of a sealed session shows another certificate than the proxy has seen")
-        client.unread(opening)
+            raise HandshakeError("the client of a sealed session is not the one that began it")
+        client.unread(opening[:-BINDING])
         return client
 
     def _context(self) -> ssl.SSLContext:

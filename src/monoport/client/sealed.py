@@ -7,6 +7,7 @@ The bytes of the database's protocol go on where they stopped: whoever speaks it
 """
 
 import asyncio
+import os
 import ssl
 
 from cryptography import x509
@@ -20,6 +21,7 @@ from monoport.net.meter import Meter
 from monoport.net.relay import relay, relay_until_end
 from monoport.net.stream import Stream
 from monoport.net.tls import HandshakeCut, TlsError, TlsStream, connect_tls
+from monoport.tunnel.sealing import BINDING
 
 ROLE = "db"  # of the hosts that serve databases
 SHAKING = 10.0  # seconds for the handshake with the agent
@@ -45,6 +47,8 @@ async def relay_sealed(
     """
     if not await relay_until_end(local, remote, meter=meter):
         return
+    binding = os.urandom(BINDING)
+    remote.send(binding)
     try:
         async with asyncio.timeout(SHAKING):
             agent = await connect_tls(remote.leave(), context, server_hostname=None)
@@ -57,6 +61,7 @@ async def relay_sealed(
         return
     async with agent:
         check_agent(agent.peer_certificate, profile)
+        agent.send(binding)
         await relay(local, agent, meter=meter)
 
 

@@ -33,7 +33,7 @@ from monoport.proxy.source import shown
 from monoport.routing.match import match, missing
 from monoport.routing.outcome import Answer, Ask, Refusal, Route, Show, Tls, Trust
 from monoport.routing.table import Table
-from monoport.tunnel.dial import DENIED, DialError
+from monoport.tunnel.dial import DENIED, DialError, FrameError
 from monoport.tunnel.preface import Kind, Preface
 from monoport.tunnel.sealing import step_aside
 from monoport.wire.front import Cancel, Closed, Explaining, Front, Known, Login, Secured, Send, StartTls, Why
@@ -374,6 +374,8 @@ async def _aside(client: Stream, server: Stream, opening: bytes) -> tuple[Stream
             return await step_aside(client, server, opening)
     except TimeoutError:
         raise Failure(f"the session was not sealed within {SEALING:g} s") from None
+    except FrameError as error:
+        raise Failure(f"the session was not sealed: {error}") from error
 
 
 def _agent_ends(reason: str) -> None:

@@ -6,12 +6,17 @@ Belongs here: both sides of that step on a dialled stream. Not here: the TLS wit
 The proxy knows a session's opening, by which it decides. Then it ends its TLS with the client, hands the agent what
 the client said so far, as one frame, and ends the TLS of a dial-back too: from there on it joins two sockets, through
 which the client shakes hands with the agent. A channel of the tunnel has no TLS of its own to end.
+
+The last words of a client before its close_notify, behind the opening, are BINDING random bytes, and they are its first
+within the new TLS. Between the two nothing on the network is protected: without them, whoever stands there could join
+one session of a user's with the agent of another, where the opening said something else.
 """
 
 from monoport.net.stream import Stream
 from monoport.net.tls import TlsStream
 from monoport.wire.frame import HEADER, FrameError
 
+BINDING = 32  # bytes: nobody guesses them
 MAX_OPENING = 65_536  # bytes that a client may have said before the proxy steps aside; openings have a few hundred
 
 
@@ -24,7 +29,7 @@ async def step_aside(client: TlsStream, server: Stream, opening: bytes) -> tuple
     while more := await client.read():
         opening += more
         if len(opening) > MAX_OPENING:
-            raise FrameError(f"over {MAX_OPENING} bytes before the session was sealed")
+            raise FrameError(f"its client said over {MAX_OPENING} bytes before")
     await server.write(len(opening).to_bytes(HEADER) + opening)
     return client.leave(), await _below(server)
 
@@ -47,5 +52,5 @@ async def _below(stream: Stream) -> Stream:
         return stream
     stream.send_eof()
     if await stream.read(1):
-        raise FrameError("more than an opening before the session was sealed")
+        raise FrameError("more came than an opening")
     return stream.leave()
