@@ -30,8 +30,9 @@ from monoport.client.profile import Home, Profile
 from monoport.errors import Failure
 from monoport.net.sockets import SocketStream
 from monoport.net.stream import Stream
-from monoport.net.tls import serve_tls
+from monoport.net.tls import TlsStream, serve_tls
 from monoport.protocols import TABLE
+from monoport.routing.names import sealed
 
 from .conftest import NOWHERE, Cas, database_login, server_context, signed_in
 
@@ -48,7 +49,7 @@ class Database:
         self.alpn: list[str | None] = []
         self.names: list[str | None] = []
 
-    async def serve(self, raw: SocketStream, context: ssl.SSLContext) -> None:
+    async def serve(self, raw: Stream, context: ssl.SSLContext) -> None:
         with suppress(ConnectionError):
             async with await serve_tls(raw, context) as stream:
                 der = stream.peer_certificate
@@ -143,6 +144,38 @@ async def test_the_database_certificate_is_presented_and_read_again_when_it_chan
     wanted = [x509.load_pem_x509_certificate(pem) for pem in (first, first, second)]
     assert database.certificates == wanted
     assert first != second
+
+
+async def test_a_sealed_session_goes_on_with_the_certificate_that_it_began_with(home: Home, cas: Cas) -> None:
+    """Also where that is renewed, and another connection takes the new one, while this one shakes hands."""
+    agents = Database(upper)
+    context = server_context(cas, alpn=sealed(ALPN))
+
+    async def step_aside(stream: Stream) -> None:
+        assert isinstance(stream, TlsStream)
+        stream.send_eof()
+        while await stream.read():
+            pass
+        await agents.serve(stream.leave(), server_context(cas, alpn=ALPN))
+
+    database = Database(step_aside)
+    said: list[str] = []
+    async with database.running(context) as port:
+        profile = signed_in(home, cas, port)
+        path = database_login(home, cas, profile, "orders", db_user="first")
+        wrapping = Wrapping(Front(profile), ALPN, Credentials(path, home.keys(profile).key))
+
+        def renewed(*_: object) -> None:
+            database_login(home, cas, profile, "orders", db_user="second")
+            wrapping.context()
+
+        async with local(wrapping, said.append) as address:
+            context.sni_callback = renewed
+            with suppress(ConnectionError):
+                await ask(address, b"x")
+    assert "cannot be believed" in said[0], "the server of this test is no agent"
+    assert agents.certificates == database.certificates
+    assert agents.certificates != [None]
 
 
 async def test_a_login_being_written_does_not_stop_connections(home: Home, cas: Cas) -> None:

@@ -67,16 +67,11 @@ class Wrapping:
     def _sealed(self) -> str:
         return sealed(self.alpn) if self.credentials is not None else ""
 
-    async def dial(self) -> TlsStream:
-        """A connection to the proxy, for `relay`; raises Failure."""
-        return await self.front.dial_with(self.context(), self.alpn, preferred=self._sealed)
-
-    async def relay(self, local: Stream, remote: TlsStream, meter: Meter) -> None:
-        """Join a local client with a connection of `dial` to its end; raises Failure."""
-        if remote.selected_alpn == self.alpn or self._agents is None:
-            await relay(local, remote, meter=meter)
-        else:
-            await relay_sealed(local, remote, self._agents, self.front.profile, meter)
+    async def dial(self) -> "Dialled":
+        """A connection to the proxy; raises Failure."""
+        context, agents, front = self.context(), self._agents, self.front
+        remote = await front.dial_with(context, self.alpn, preferred=self._sealed)
+        return Dialled(remote, agents if remote.selected_alpn != self.alpn else None, front.profile)
 
     def adopt(self, profile: Profile) -> None:
         """Take the profile of a new login of the same user: its CAs and its end."""
@@ -93,6 +88,22 @@ class Wrapping:
                 return ((0, 0, 0),)
             found.append((status.st_ino, status.st_mtime_ns, status.st_size))
         return tuple(found)
+
+
+@dataclass(frozen=True, slots=True)
+class Dialled:
+    """A connection to the proxy, and what its session is sealed with, if it is: the certificate that it began with."""
+
+    remote: TlsStream
+    agents: ssl.SSLContext | None
+    profile: Profile
+
+    async def relay(self, local: Stream, meter: Meter) -> None:
+        """Join it with a local client to the end; raises Failure."""
+        if self.agents is None:
+            await relay(local, self.remote, meter=meter)
+        else:
+            await relay_sealed(local, self.remote, self.agents, self.profile, meter)
 
 
 @dataclass(slots=True)
@@ -137,7 +148,7 @@ class LocalProxy:
             async with local:
                 try:
                     self.check()
-                    remote = await self.wrapping.dial()
+                    dialled = await self.wrapping.dial()
                 except Failure as error:
                     self.report(str(error))
                     if self.front is not None:
@@ -145,11 +156,11 @@ class LocalProxy:
                             await tell(local, self.front(), str(error))
                     return
                 self.joined += 1
-                joined.begin(origin(remote))
+                joined.begin(origin(dialled.remote))
                 meter = Meter()
                 try:
-                    async with remote:
-                        await self.wrapping.relay(local, remote, meter)
+                    async with dialled.remote:
+                        await dialled.relay(local, meter)
                 finally:
                     self.joined -= 1
                 joined.broke(meter.ended)
