@@ -13,9 +13,11 @@ import pytest
 
 from monoport.access.claims import Destination
 from monoport.agents import sealed
+from monoport.audit.outage import NotRecorded
 from monoport.client.front import Credentials
 from monoport.client.profile import Profile
 from monoport.client.sealed import agent_context, relay_sealed
+from monoport.errors import Failure
 from monoport.net.memory import pair
 from monoport.net.meter import Meter
 from monoport.net.stream import LINGER, Stream
@@ -107,9 +109,8 @@ async def over(cluster: Cluster) -> str:
     """Why the only session ended, as the audit log has it; nobody holds anything of it any more."""
     await cluster.until(lambda: cluster.events("db.session.end"))
     await asyncio.sleep(0)
-    (service,) = cluster.services
     async with asyncio.timeout(PATIENCE):
-        while service.leases or "database" in kinds(cluster):  # noqa: ASYNC110 # both are told of nobody
+        while any(service.leases for service in cluster.services) or "database" in kinds(cluster):  # noqa: ASYNC110
             await asyncio.sleep(0)
     (end,) = cluster.events("db.session.end")
     return str(end["reason"])
@@ -175,6 +176,44 @@ async def test_the_agent_knows_the_certificate_however_the_proxy_writes_it(
     alice = await cluster.user("alice", db=ORDERS)
     async with local_proxy(cluster, alice, tmp_path, Meter()) as psql:
         await psql.login("alice", "app")
+
+
+async def test_another_host_of_the_cluster_is_no_agent(cluster: Cluster, server: Server, tmp_path: Path) -> None:
+    """What a proxy could join a client with: a node, whose certificate is of the same CA."""
+    await cluster.database("orders", server.port)
+    node = await cluster.node("web-1")
+    service = cluster.services[0]
+    service.agent._handler.__self__._sealer._host = lambda: node.host.credentials  # type: ignore[attr-defined]
+    alice = await cluster.user("alice", db=ORDERS)
+    remote = await cluster.tls(ALPN, "teleport-postgres", user=alice)
+    context = agent_context(profile(cluster), files(alice, tmp_path))
+    near, local = pair()
+    near.send(OPENING)
+    with pytest.raises(Failure, match=r"^the agent of the database cannot be believed: \S+ serves none$"):
+        async with asyncio.timeout(PATIENCE), remote:
+            await relay_sealed(local, remote, context, profile(cluster), Meter())
+    await over(cluster)
+    assert server.users == []
+
+
+async def test_a_statement_that_cannot_be_recorded_is_not_run(
+    cluster: Cluster, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await cluster.database("orders", server.port)
+    alice = await cluster.user("alice", db=ORDERS)
+
+    async def full(_entries: object) -> None:
+        raise NotRecorded
+
+    async with local_proxy(cluster, alice, tmp_path, Meter()) as psql:
+        await psql.login("alice", "app")
+        monkeypatch.setattr(cluster.audit, "emit_all", full)
+        with pytest.raises(Said, match=r"^session ended: the statement could not be recorded"):
+            await psql.query("select 1")
+        assert await psql.stream.read() == b""
+    assert not cluster.events("db.query")
+    (service,) = cluster.services
+    assert not service.leases
 
 
 async def test_what_is_refused_is_said_before(cluster: Cluster, server: Server, tmp_path: Path) -> None:
