@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import ssl
+import weakref
 from datetime import timedelta
 from pathlib import Path
 
@@ -257,6 +258,21 @@ async def test_who_has_left_tls_still_owns_what_is_underneath(tmp_path: Path) ->
     assert far.lost
     with pytest.raises(ConnectionResetError, match="administrator"):
         far.recall()
+
+
+async def test_nothing_of_tls_is_kept_that_was_left(tmp_path: Path) -> None:
+    a, b = await secured(pair(), tmp_path)
+    assert isinstance(a, TlsStream)
+    assert isinstance(b, TlsStream)
+    kept = weakref.ref(a._ssl)
+    plain, _ = await left(a, b)
+    await asyncio.sleep(0)  # whoever was woken by the end still stands on the stack of the one who read it
+    assert kept() is None
+    a.send(b"unheard")
+    a.send_eof()
+    assert not plain.lost
+    a.abort()
+    b.abort()
 
 
 async def test_tls_is_left_at_its_end_only(tmp_path: Path) -> None:

@@ -303,7 +303,8 @@ class TlsStream(Stream):
         """End TLS, whose peer has ended it (`read` gave b""), and return the stream underneath for what follows.
 
         Both ends must expect it: close_notify ends the protected bytes of a direction, and the transport may go on
-        (RFC 8446 section 6.1). This stream remains the owner of the one underneath: closing it closes that.
+        (RFC 8446 section 6.1). This stream remains the owner of the one underneath: closing it closes that. It knows
+        nothing any more of certificates and protocols.
         Raises ClosedError, RuntimeError where the peer has not ended.
         """
         if self._lost:
@@ -317,6 +318,7 @@ class TlsStream(Stream):
         self._behind = b""
         self._finish(None)
         self._left = True
+        del self._ssl  # it would hold as much as an idle connection for as long as the bytes underneath go on
         return self._raw
 
     @property
