@@ -21,7 +21,7 @@ import pymysql
 import pytest
 from cryptography import x509
 
-from monoport.client import refusal
+from monoport.client import localproxy, refusal
 from monoport.client.front import Credentials, Front
 from monoport.client.listening import is_loopback, listen, listen_unix
 from monoport.client.localproxy import LocalProxy, Wrapping
@@ -176,6 +176,26 @@ async def test_a_sealed_session_goes_on_with_the_certificate_that_it_began_with(
     assert "cannot be believed" in said[0], "the server of this test is no agent"
     assert agents.certificates == database.certificates
     assert agents.certificates != [None]
+
+
+def test_both_contexts_of_a_sealed_session_are_of_one_login(
+    home: Home, cas: Cas, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where a new one is written between the two."""
+    profile = signed_in(home, cas, 1)
+    path = database_login(home, cas, profile, "orders", db_user="first")
+    key = home.keys(profile).key
+    read: list[bytes] = []
+
+    def agents(*_: object) -> ssl.SSLContext:
+        read.append(path.read_bytes())
+        if len(read) == 1:
+            database_login(home, cas, profile, "orders", db_user="the second")
+        return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+
+    monkeypatch.setattr(localproxy, "agent_context", agents)
+    Wrapping(Front(profile), ALPN, Credentials(path, key)).context()
+    assert read[-1] == path.read_bytes()
 
 
 async def test_a_login_being_written_does_not_stop_connections(home: Home, cas: Cas) -> None:

@@ -51,7 +51,7 @@ class Wrapping:
             Failure: the files are missing or do not belong together and never did.
         """
         seen = (self._stamps(), self.front.profile.host_cas)
-        if self._context is None or seen != self._seen:
+        while self._context is None or seen != self._seen:
             try:
                 profile, credentials = self.front.profile, self.credentials
                 agents = agent_context(profile, credentials) if credentials is not None else None
@@ -61,6 +61,8 @@ class Wrapping:
                 # A login that is just being written: key and certificate are two files. What we had still works.
                 if self._context is None:
                     raise
+                break
+            seen = (self._stamps(), self.front.profile.host_cas)  # the two contexts must be of one login
         return self._context
 
     @property

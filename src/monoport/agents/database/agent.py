@@ -303,7 +303,7 @@ async def _open(sealer: Sealer, asked: Preface, session: Session, stream: Stream
         if session.ended:
             cut(session.ended)
         return await sealer.open(asked, stream)
-    except (Failure, OSError):
+    except BaseException:
         stream.abort()  # at once, whatever else ends with the session
         raise
     finally:
