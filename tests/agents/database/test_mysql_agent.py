@@ -18,6 +18,7 @@ from monoport.audit.outage import NotRecorded
 from monoport.auth.client import AuthError
 from monoport.net.memory import pair
 from monoport.net.stream import LIMIT, Stream
+from monoport.net.tls import TlsStream
 from monoport.tunnel import dial
 from monoport.tunnel.preface import Accepted, Kind, Preface
 from monoport.wire.mysql.compression import deflated
@@ -100,6 +101,28 @@ async def test_a_reset_in_the_middle_of_a_row_is_passed_on(cluster: Cluster) -> 
         assert await one.query("select 1") == b"\1"
         assert await one.stream.read_exactly(14) == b"\x40\0\0\2half a row"
         assert await ended(one.stream)
+
+
+@pytest.mark.parametrize("quits", [True, False])
+@pytest.mark.parametrize("how", ["end", "reset"])
+async def test_a_server_ends_without_tls_whoever_has_quit(cluster: Cluster, quits: bool, how: str) -> None:
+    """As MariaDB does: no news for whoever has said that this is the end, a connection cut for everybody else."""
+
+    async def play(stream: Stream) -> None:
+        assert isinstance(stream, TlsStream)
+        await read_packet(stream)
+        if how == "reset":
+            stream.abort()
+        stream.raw.send_eof()
+
+    async with opened(cluster, play) as (made, _), client(made) as one:
+        await one.heard()
+        await one.stream.write(packet(0, b"\1" if quits else b"\3select 1"))
+        if quits:
+            assert await one.stream.read() == b""
+        else:
+            with pytest.raises(ConnectionError):
+                await one.stream.read()
 
 
 async def test_a_client_that_never_reads_holds_little(cluster: Cluster) -> None:

@@ -249,6 +249,10 @@ class Mysql:
             if not await conversation.settle(_waits):
                 return
             reason = f"session ended: {reason}"
+        except ConnectionError:
+            if not commands.quit:  # to which servers answer with the end of the socket, not of TLS, or with a reset
+                raise
+            return
         except Violation as problem:
             _log.info("session ended", connection=session.connection, reason=str(problem))
             why, reason = Why.PROTOCOL, str(problem)

@@ -17,6 +17,7 @@ from monoport.wire.mysql.packets import ERR, HEADER, INFILE, MAX_OPENING, MOST, 
 from monoport.wire.mysql.sql import Kill, ReadFile, Unclear, Use, look
 from monoport.wire.statement import Gathering, Statement, text
 
+QUIT = 0x01  # the code of the command that ends a session
 HOLD = 65_536  # bytes of a statement that are looked at for USE, KILL and LOCAL before anything of it goes on
 MAX_SMALL = 4096  # bytes of a command that is not a statement: names and numbers
 MAX_PREPARED = 4 << 20  # bytes of prepared statements remembered per session; older ones are then known by number only
@@ -121,7 +122,7 @@ class _Command:
 _QUERY, _PREPARE, _EXECUTE, _LONG_DATA, _CLOSE, _BULK = 0x03, 0x16, 0x17, 0x18, 0x19, 0xFA
 _INIT_DB, _CREATE_DB, _DROP_DB, _KILL, _CHANGE_USER, _RESET = 0x02, 0x05, 0x06, 0x0C, 0x11, 0x1F
 _COMMANDS = {
-    0x01: _Command("quit", _Kind.SMALL, silent=True),
+    QUIT: _Command("quit", _Kind.SMALL, silent=True),
     _INIT_DB: _Command("init_db", _Kind.SMALL, shown=True),
     _QUERY: _Command("query", _Kind.TEXT),
     0x04: _Command("field_list", _Kind.SMALL, shown=True),
@@ -161,6 +162,7 @@ class Commands:
     """
 
     def __init__(self, judge: Judge, *, local_files: bool = False) -> None:
+        self.quit = False  # the client has said that this is the end
         self._judge = judge
         self._local_files = local_files
         self._head = bytearray()
@@ -355,6 +357,7 @@ class Commands:
             passing.answer += error(self._number + 1, *self._refusal)
         elif not self._command.silent:
             self._expect()
+        self.quit = self.quit or self._code == QUIT
         self._code, self._command, self._mode, self._refusal = -1, _UNKNOWN, _Mode.HELD, None
         self._gathering = None
         self._payload = bytearray()
