@@ -20,6 +20,7 @@ from monoport.client.localproxy import Wrapping
 from monoport.client.profile import Home
 from monoport.net.sockets import SocketStream
 from monoport.net.tls import TlsStream, serve_tls
+from monoport.tunnel.sealing import BINDING
 
 from .conftest import Cas, database_login, server_context, signed_in
 from .test_localproxy import ask, local
@@ -71,7 +72,8 @@ class SteppingAside:
     async def session(self, stream: TlsStream, opened: bytes) -> None:
         self.certificates.append(stream.peer_certificate)
         async with stream:
-            await stream.write(opened.upper())
+            assert await stream.read_exactly(BINDING) == opened[-BINDING:]
+            await stream.write(opened[:-BINDING].upper())
             while data := await stream.read():
                 self.inside += data
                 await stream.write(data.upper())

@@ -284,6 +284,24 @@ async def test_a_relay_until_the_end_passes_on_the_end_of_the_other(make: Make) 
     assert await client.read() == b"x"
 
 
+@pytest.mark.parametrize("first", ["client", "server", "silent client"])
+async def test_what_closes_goes_behind_the_last_byte_whoever_ends_first(make: Make, first: str) -> None:
+    client, here = await make()
+    there, server = await make()
+    task = asyncio.get_running_loop().create_task(relay_until_end(here, there, meter=Meter(), closing=b" closed"))
+    if first != "silent client":
+        await client.write(b"open")
+        assert await server.read_exactly(4) == b"open"
+    if first == "server":
+        server.send_eof()
+        assert await server.read_exactly(7) == b" closed"
+    else:
+        client.send_eof()
+        assert await read_all(server) == (b" closed" if first == "client" else b""), "where nothing began, nothing ends"
+        server.send_eof()
+    assert await task
+
+
 @pytest.mark.parametrize("which", [0, 1])
 async def test_a_relay_until_the_end_ends_with_a_reset(make: Make, which: int) -> None:
     client, here = await make()

@@ -45,10 +45,9 @@ async def relay_sealed(
     Args: the client of this machine, our TLS to the proxy, `agent_context`, whose cluster it is, and what counts.
     Raises Failure: what is at the other end is no agent that may serve databases. TlsError.
     """
-    if not await relay_until_end(local, remote, meter=meter):
-        return
     binding = os.urandom(BINDING)
-    remote.send(binding)
+    if not await relay_until_end(local, remote, meter=meter, closing=binding):
+        return
     try:
         async with asyncio.timeout(SHAKING):
             agent = await connect_tls(remote.leave(), context, server_hostname=None)

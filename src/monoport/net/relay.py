@@ -112,14 +112,28 @@ class _Last(_Half):
         self.relay.wake()
 
 
-async def relay_until_end(a: Stream, b: Stream, *, meter: Meter) -> bool:
+class _Closing(_Half):
+    """The receiver of a stream behind whose bytes something of ours goes on, also where it ends."""
+
+    __slots__ = ("words",)
+
+    words: bytes
+
+    def eof_received(self) -> None:
+        if self._meter.bytes_in:  # else nothing has begun
+            self.sink.send(self.words)
+        super().eof_received()
+
+
+async def relay_until_end(a: Stream, b: Stream, *, meter: Meter, closing: bytes = b"") -> bool:
     """Carry bytes both ways until `b` ends its direction, and tell nobody: both can be read or started again then.
 
+    closing: what `b` gets behind all that has come from `a`, whoever of the two ends first.
     False: one of the two was lost before, and with it the other; errors go to the meter, as in `relay`.
     """
     done = Wakeup(a.loop)
-    here, there = _Half(a, b, meter, True, done), _Last(b, a, meter, False, done)
-    here.other, there.other = there, here
+    here, there = _Closing(a, b, meter, True, done), _Last(b, a, meter, False, done)
+    here.other, there.other, here.words = there, here, closing
     try:
         b.start(there)
         a.start(here)
@@ -129,6 +143,8 @@ async def relay_until_end(a: Stream, b: Stream, *, meter: Meter) -> bool:
         a.abort()
         b.abort()
         raise
+    if not here.ended:
+        b.send(closing)
     if there.ended and not a.lost and not b.lost:
         a.recall(ended=here.ended)
         b.recall(ended=True)
