@@ -103,6 +103,29 @@ async def test_a_reset_in_the_middle_of_a_row_is_passed_on(cluster: Cluster) -> 
         assert await ended(one.stream)
 
 
+async def test_what_ends_a_session_is_said_before_anything_is_closed(cluster: Cluster) -> None:
+    """Whoever dialled closes, or lingers: a statement that crosses the end must not become a reset, which loses it."""
+    async with opened(cluster) as (made, _):
+        near, far = pair()
+
+        async def serve() -> None:
+            await made.agent.serve(await dial.receive(far), far)
+            assert not far.lost
+
+        async with asyncio.TaskGroup() as group:
+            group.create_task(serve())
+            assert isinstance(await dial.ask(near, preface(made)), Accepted)
+            said = Answer(BASIC | Capability.CONNECT_WITH_DB, "alice", "app", plugin=NATIVE)
+            await near.write(packet(1, said.encode()))
+            talking = Mysql(near)
+            assert await talking.heard() == OK
+            made.leases.sweep(datetime.now(UTC) + timedelta(days=1), ())
+            with pytest.raises(ServerRefusal, match="session ended: certificate expired"):
+                await talking.heard()
+        near.abort()
+        far.abort()
+
+
 @pytest.mark.parametrize("quits", [True, False])
 @pytest.mark.parametrize("how", ["end", "reset"])
 async def test_a_server_ends_without_tls_whoever_has_quit(cluster: Cluster, quits: bool, how: str) -> None:

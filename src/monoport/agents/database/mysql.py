@@ -262,7 +262,6 @@ class Mysql:
         finally:
             session.on_end = None
         client.send(_refusal(commands.last + 1, session, why, reason))
-        client.close()
 
     async def _interrupt(self, session: Session, conversation: Conversation[Action]) -> None:
         """Stop what runs, so that the end can be told at the end of a message."""
