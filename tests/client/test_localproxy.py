@@ -386,9 +386,8 @@ async def test_many_connections_at_once(home: Home, cas: Cas) -> None:
     assert sorted(answers) == sorted(b"N%d" % number for number in range(40))
 
 
-@pytest.mark.parametrize("who", ["server", "client"])
 async def test_a_connection_that_breaks_off_is_said_once_with_both_its_ends(
-    home: Home, cas: Cas, who: str, caplog: pytest.LogCaptureFixture
+    home: Home, cas: Cas, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("DEBUG", "monoport.client")
     said: list[str] = []
@@ -396,12 +395,8 @@ async def test_a_connection_that_breaks_off_is_said_once_with_both_its_ends(
     heard = asyncio.Event()
 
     async def row(stream: Stream) -> None:
-        host, port = stream.raw._sock.getpeername()  # type: ignore[attr-defined]
-        sources.append(f"{host}:{port}")
+        sources.append(source(stream))
         await stream.write(b"half a row")
-        if who == "client":
-            await stream.read()
-            return
         stream.abort()
 
     def report(line: str) -> None:
@@ -411,19 +406,56 @@ async def test_a_connection_that_breaks_off_is_said_once_with_both_its_ends(
     async with Database(row).running(server_context(cas, alpn=ALPN)) as port:
         wrapping = Wrapping(Front(signed_in(home, cas, port)), ALPN, None)
         async with local(wrapping, report) as address:
-            client = socket.create_connection((address.host, address.port))
-            client.setblocking(False)
-            ours = "{}:{}".format(*client.getsockname())
-            assert await asyncio.get_running_loop().sock_recv(client, 100) == b"half a row"
-            if who == "client":
-                client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # close() resets
-                client.close()
+            client, ours = await half_a_row(address)
             await heard.wait()
             client.close()
-    [line], [source] = said, sources
+    [line], [theirs] = said, sources
     assert line.startswith(f"connection of {ours} broke off: ")
-    assert line.endswith(f" [from {source}]")
-    assert caplog.messages == [f"connection of {ours} joined [from {source}]"], "for who debugs"
+    assert line.endswith(f" [from {theirs}]")
+    assert caplog.messages == [f"connection of {ours} joined [from {theirs}]"], "for who debugs"
+
+
+async def test_a_program_that_breaks_off_by_itself_is_told_nothing(
+    home: Home, cas: Cas, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Drivers drop the connections of their monitors with answers unread, which is a reset: no news to who sees it."""
+    caplog.set_level("DEBUG", "monoport.client")
+    sources: list[str] = []
+    ended = asyncio.Event()
+
+    async def row(stream: Stream) -> None:
+        sources.append(source(stream))
+        await stream.write(b"half a row")
+        with suppress(ConnectionError):
+            await stream.read()
+        ended.set()
+
+    async with Database(row).running(server_context(cas, alpn=ALPN)) as port:
+        wrapping = Wrapping(Front(signed_in(home, cas, port)), ALPN, None)
+        async with local(wrapping) as address:
+            client, ours = await half_a_row(address)
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # close() resets
+            client.close()
+            await ended.wait()
+    [theirs] = sources
+    assert caplog.messages == [
+        f"connection of {ours} joined [from {theirs}]",
+        f"connection of {ours} ended by itself: [Errno 104] Connection reset by peer [from {theirs}]",
+    ]
+
+
+def source(stream: Stream) -> str:
+    """Where a connection to the proxy comes from."""
+    host, port = stream.raw._sock.getpeername()  # type: ignore[attr-defined]
+    return f"{host}:{port}"
+
+
+async def half_a_row(address: Address) -> tuple[socket.socket, str]:
+    """A program that has read as much, and its address."""
+    client = socket.create_connection((address.host, address.port))
+    client.setblocking(False)
+    assert await asyncio.get_running_loop().sock_recv(client, 100) == b"half a row"
+    return client, "{}:{}".format(*client.getsockname())
 
 
 async def test_stopping_ends_connections_that_are_open(home: Home, cas: Cas) -> None:

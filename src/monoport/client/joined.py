@@ -1,4 +1,5 @@
-"""What a local port says of the connections that it joins: one line for each that an error ends, others by --debug.
+"""What a local port says of the connections that it joins: one line for each that the other end breaks off,
+others by --debug.
 
 Belongs here: that line. Does not belong here: joining (localproxy.py, sshlocal.py), where lines go (cli).
 
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from monoport.client.names import Address
+from monoport.net.meter import Meter
 
 _log = logging.getLogger("monoport.client")  # the CLI shows it with --debug
 
@@ -38,6 +40,13 @@ class Joined:
         """Note that it has reached the proxy."""
         self.origin = origin
         _log.debug("connection of %s joined%s", self.peer, origin)
+
+    def over(self, meter: Meter) -> None:
+        """Say how its relay ended, if not well; a program that breaks off by itself knows that it does."""
+        if meter.client_broke:
+            _log.debug("connection of %s ended by itself: %s%s", self.peer, meter.ended, self.origin)
+        else:
+            self.broke(meter.ended)
 
     def broke(self, error: object) -> None:
         """Say that an error ended it; "" is none."""

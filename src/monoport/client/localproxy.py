@@ -165,7 +165,7 @@ class LocalProxy:
                         await dialled.relay(local, meter)
                 finally:
                     self.joined -= 1
-                joined.broke(meter.ended)
+                joined.over(meter)
         except (Failure, ConnectionError) as error:  # the relay has passed it on to the other end
             joined.broke(error)
         finally:

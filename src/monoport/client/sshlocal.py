@@ -107,7 +107,7 @@ async def _join(  # noqa: PLR0917 - the port's, the connection's
         if not wanted.tunnel:
             meter = Meter()
             await relay(local, node, meter=meter)
-            joined.broke(meter.ended)
+            joined.over(meter)
             return
         owner = _Server(start)
         async with serving(local, _server_options(paths), ServerLink, owner, LOOPBACK) as made:

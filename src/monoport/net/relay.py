@@ -59,6 +59,8 @@ class _Half:
     def connection_lost(self, error: Exception | None) -> None:
         if error is not None:
             self.failed = error
+            if self._inward and self.other.failed is None:
+                self._meter.client_broke = True
             self.sink.abort(error)
         elif not self.sink.lost:
             self.sink.close()
