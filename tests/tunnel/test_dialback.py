@@ -18,7 +18,7 @@ from monoport.tunnel.preface import Kind as Wanted
 from monoport.tunnel.preface import Preface
 from monoport.tunnel.proxy import CHANNELS
 
-from .world import CLUSTER, Cas, World, database, permit_for
+from .world import CLUSTER, Cas, World, database, node, permit_for
 
 LATER = datetime.now(UTC) + timedelta(hours=1)
 ASKED = Preface("c-1", Wanted.DATABASE, "pg")
@@ -68,8 +68,13 @@ def world() -> World:
     return found
 
 
-def running(world: World, handler: Callable[[Preface, Stream], Awaitable[None]], backs: Backs | None):
-    key = world.ca.host_pair("d1", ("db",), ("d1", f"d1.{CLUSTER}"))
+def running(
+    world: World,
+    handler: Callable[[Preface, Stream], Awaitable[None]],
+    backs: Backs | None,
+    roles: tuple[str, ...] = ("db",),
+):
+    key = world.ca.host_pair("d1", roles, ("d1", f"d1.{CLUSTER}"))
     return world.running("d1", handler, key=key, dial_back=backs)
 
 
@@ -110,14 +115,24 @@ async def test_a_database_session_has_a_connection_of_its_own_and_the_next_one_w
         again.close()
 
 
-async def test_ssh_goes_through_the_tunnel(world):
-    from .world import node
-
+@pytest.mark.parametrize("roles", [("node",), ("db",)])
+async def test_ssh_too_has_a_connection_of_its_own(world, roles):
     world.listed = [node("d1", "web")]
+    backs = Backs(world, db_host(roles=roles))
+    async with running(world, echo, backs, roles):
+        await ordering(world)
+        async with await world.tunnels.dial(permit_for(world.listed[0]), Preface("c", Wanted.SSH, "d1")) as stream:
+            assert stream in backs.proxies
+            await stream.write(b"ping")
+            assert await stream.read_exactly(4) == b"ping"
+
+
+async def test_what_carries_little_goes_through_the_tunnel(world):
     backs = Backs(world)
     async with running(world, echo, backs):
         await ordering(world)
-        async with await world.tunnels.dial(permit_for(world.listed[0]), Preface("c", Wanted.SSH, "d1")) as stream:
+        asked = Preface("c", Wanted.CANCEL, "pg", process_id=1, secret=b"secret")
+        async with await world.tunnels.dial(permit_for(world.stored[0]), asked) as stream:
             await stream.write(b"ping")
             assert await stream.read_exactly(4) == b"ping"
         assert not backs.names

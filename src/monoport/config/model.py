@@ -121,7 +121,7 @@ class Teleport(Section):
     join_params: JoinParams = Field(default_factory=JoinParams, description="how this host joins")
     dial_back: values.Switch = Field(
         default=True,
-        description="agents open a connection of its own for each database session when the proxy asks for it; "
+        description="agents open a connection of its own for each session when the proxy asks for it; "
         "otherwise, and where that fails, sessions share the tunnel's",
     )
     protocols: values.Names = Field(

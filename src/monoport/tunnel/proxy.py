@@ -33,8 +33,8 @@ CHANNELS = 1_024  # dialled streams of one tunnel: 256 MiB at worst if every one
 KEEPALIVE = 4.0  # seconds between probes, +-25 %; with MISSED below a dead peer is noticed within 15
 FIRST_PAUSE, LAST_PAUSE = 0.05, 30.0  # seconds before the channel of orders is opened again
 MISSED = 2  # probes in a row without an answer
-BULKY = frozenset({"db", "app", "kube"})  # agents that are asked to dial back
-BULK = frozenset({Wanted.DATABASE})  # what is worth a connection of its own: one SSH connection is one core's work
+BULKY = frozenset({"node", "db", "app", "kube"})  # agents that are asked to dial back
+BULK = frozenset({Wanted.SSH, Wanted.DATABASE})  # one SSH connection is one core's work
 
 _log = structlog.get_logger()
 

@@ -388,7 +388,7 @@ async def test_without_the_right_ssh_says_so_and_there_is_no_display(world, make
 async def test_openssh_forwards_both_ways_and_shows_refusals(world, need):
     need("ssh")
     home = Path(pwd.getpwnam(world.login).pw_dir)
-    remote, path = free_port(), home / "from-ssh.sock"
+    remote, path = free_port(), home / f"from-ssh-{os.getpid()}.sock"
     script = (
         "import socket\n"
         f"for family, where in ((socket.AF_INET, ('127.0.0.1', {remote})), (socket.AF_UNIX, '{path}')):\n"
