@@ -8,6 +8,7 @@ node (ssh.py), who may listen where (listening.py).
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import asyncssh
@@ -87,11 +88,11 @@ async def serve(
                 joined = Joined(came_from(peer), report)
                 group.create_task(one(SocketStream(accepted), joined, group.create_task))
 
-    async with asyncio.TaskGroup() as group:
-        accepting = group.create_task(accept())
-        await until_stopped()
-        accepting.cancel()
-    sockets[0].close()
+    with sockets[0]:
+        async with asyncio.TaskGroup() as group:
+            accepting = group.create_task(accept())
+            await until_stopped()
+            accepting.cancel()
 
 
 async def _join(  # noqa: PLR0917 - the port's, the connection's
@@ -262,11 +263,14 @@ class _LocalSession(asyncssh.SSHServerSession[bytes]):
 
 
 class _FarSession(asyncssh.SSHClientSession[bytes]):
-    """The node's end of a session; what it says goes to the local client's channel."""
+    """The node's end of a session; what it says goes to the local client's channel.
+
+    An exit status overtakes output that waits on its way, here and at the node: it is passed on behind the last byte.
+    """
 
     def __init__(self, local: asyncssh.SSHServerChannel[bytes]) -> None:
         self._local = local
-        self._ended = False
+        self._exit: Callable[[], None] | None = None
 
     def data_received(self, data: bytes, datatype: int | None) -> None:
         if not self._local.is_closing():
@@ -278,12 +282,10 @@ class _FarSession(asyncssh.SSHClientSession[bytes]):
         return True
 
     def exit_status_received(self, status: int) -> None:
-        self._ended = True
-        self._local.exit(status)
+        self._exit = partial(self._local.exit, status)
 
     def exit_signal_received(self, signal: str, core_dumped: bool, msg: str, lang: str) -> None:
-        self._ended = True
-        self._local.exit_with_signal(signal, core_dumped, msg, lang)
+        self._exit = partial(self._local.exit_with_signal, signal, core_dumped, msg, lang)
 
     def pause_writing(self) -> None:
         self._local.pause_reading()
@@ -292,5 +294,7 @@ class _FarSession(asyncssh.SSHClientSession[bytes]):
         self._local.resume_reading()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if not self._ended:
+        if self._exit is not None and exc is None:
+            self._exit()
+        else:
             self._local.close()

@@ -1,0 +1,108 @@
+"""`tsh proxy ssh --listen --tunnel`: sessions that are joined, over loopback, with a scripted node."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import asyncssh
+import pytest
+
+from monoport.client import sshlocal
+from monoport.client.profile import Home
+from monoport.client.ssh import Target
+from monoport.net.stream import Stream
+from monoport.tunnel.link import USER_LOGIN, WINDOW, HostKey, ServerLink, server_options, serving
+
+from .conftest import Cas, signed_in
+from .sshproxy import SshProxy
+
+OUTPUT = os.urandom(WINDOW * 5)  # most of it waits for the reader when the command has ended
+
+End = Callable[[asyncssh.SSHServerChannel[bytes]], None]
+
+
+class _Command(asyncssh.SSHServerSession[bytes]):
+    """Says everything at once and ends."""
+
+    def __init__(self, end: End) -> None:
+        self._end = end
+
+    def connection_made(self, chan: asyncssh.SSHServerChannel[bytes]) -> None:
+        self._channel = chan
+
+    def exec_requested(self, _command: str) -> bool:
+        return True
+
+    def session_started(self) -> None:
+        self._channel.write(OUTPUT)
+        self._channel.write_eof()
+        self._end(self._channel)
+
+
+class _Node(asyncssh.SSHServer):
+    """A node that lets everybody in."""
+
+    def __init__(self, end: End) -> None:
+        self._end = end
+
+    def begin_auth(self, _username: str) -> bool:
+        return False
+
+    def session_requested(self) -> _Command:
+        return _Command(self._end)
+
+
+@asynccontextmanager
+async def local_port(home: Home, cas: Cas, end: End) -> AsyncIterator[int]:
+    """A port of tsh that leads to a node whose commands end like that."""
+    pair, _, certificate = cas.proxy(("node",))
+    options = server_options(HostKey(pair.private, certificate), USER_LOGIN)
+
+    async def node(_host: str, _port: int, stream: Stream) -> None:
+        async with serving(stream, options, ServerLink, _Node(end), ("127.0.0.1", 1)) as link:
+            await link.wait_closed()
+
+    async with SshProxy(cas, node).running() as proxy, asyncio.TaskGroup() as group:
+        signed_in(home, cas, proxy.address.port)
+        said: asyncio.Queue[str] = asyncio.Queue()
+        wanted = sshlocal.Local(Target("node", 22, "root"), "127.0.0.1:0", tunnel=True)
+        served = group.create_task(sshlocal.serve(home, None, wanted, announce=said.put_nowait, report=said.put_nowait))
+        yield int((await said.get()).split()[0].rpartition(":")[2])
+        served.cancel()
+
+
+def connected(port: int) -> Any:
+    """A client of the port, which asks for nothing."""
+    return asyncssh.connect("127.0.0.1", port, username="root", known_hosts=None, config=None)
+
+
+@pytest.mark.parametrize(
+    ("end", "status"),
+    [
+        (lambda channel: channel.exit(0), 0),
+        (lambda channel: channel.exit(7), 7),
+        (lambda channel: channel.exit_with_signal("TERM"), -15),
+    ],
+)
+async def test_output_that_still_waits_when_a_command_ends_arrives_whole(
+    home: Home, cas: Cas, end: End, status: int
+) -> None:
+    async with asyncio.timeout(30), local_port(home, cas, end) as port, connected(port) as client:
+        found = await client.run("all of it", encoding=None)
+    assert (len(found.stdout or b""), found.returncode) == (len(OUTPUT), status)
+    assert found.stdout == OUTPUT
+
+
+async def test_output_that_was_cut_off_is_no_success(home: Home, cas: Cas) -> None:
+    def end(channel: asyncssh.SSHServerChannel[bytes]) -> None:
+        channel.exit(0)
+        channel.get_connection().abort()
+
+    async with asyncio.timeout(30), local_port(home, cas, end) as port, connected(port) as client:
+        found = await client.run("all of it", encoding=None)
+    assert len(found.stdout or b"") < len(OUTPUT)
+    assert found.exit_status is None
