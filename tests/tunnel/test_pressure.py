@@ -3,6 +3,8 @@
 import asyncio
 import os
 
+import asyncssh
+
 from monoport.net.stream import LIMIT
 from monoport.tunnel import dial
 from monoport.tunnel.preface import Kind, Preface
@@ -95,6 +97,28 @@ async def test_closing_flushes_and_the_peer_sees_a_clean_end(world, permit):
         stream.close()
         assert await got == data
         await stream.wait_closed()
+
+
+async def test_a_connection_that_is_left_before_a_slow_reader_has_read_all_is_a_cut(world, permit):
+    """Its SSH peer says goodbye in order, and behind an EOF: the bytes that go with it are missing all the same."""
+    seen: asyncio.Future[Exception | bytes] = asyncio.get_running_loop().create_future()
+
+    async def slow(preface, stream):
+        await dial.accept(stream)
+        stream.pause_reading()
+        await stream.wait_closed()
+        try:
+            seen.set_result(await stream.read())
+        except ConnectionError as error:
+            seen.set_result(error)
+
+    async with world.running("n1", slow):
+        stream = await world.tunnels.dial(permit, PREFACE)
+        await stream.write(PIECE * 4)
+        stream.send_eof()
+        (tunnel,) = world.tunnels._tunnels["n1"]
+        tunnel.link.disconnect(asyncssh.DISC_BY_APPLICATION, "bye")
+        assert isinstance(await seen, ConnectionResetError)
 
 
 async def test_a_reset_is_a_reset_at_the_other_end(world, permit):

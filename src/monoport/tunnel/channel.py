@@ -145,7 +145,7 @@ class ChannelStream(Stream):
             self._timer.cancel()
         if self._closing:
             self._finish(None)
-        elif exc is None and self._eof_seen:
+        elif exc is None and self._eof_seen and not self._channel()._recv_buf:  # else the connection went before them
             self._ending = True
             self._end()
         else:
