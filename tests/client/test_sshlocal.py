@@ -26,7 +26,7 @@ End = Callable[[asyncssh.SSHServerChannel[bytes]], None]
 
 
 class _Command(asyncssh.SSHServerSession[bytes]):
-    """Says everything at once and ends."""
+    """Ends as it is told to, in the same breath as it begins."""
 
     def __init__(self, end: End) -> None:
         self._end = end
@@ -38,8 +38,6 @@ class _Command(asyncssh.SSHServerSession[bytes]):
         return True
 
     def session_started(self) -> None:
-        self._channel.write(OUTPUT)
-        self._channel.write_eof()
         self._end(self._channel)
 
 
@@ -81,7 +79,7 @@ def connected(port: int) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("end", "status"),
+    ("ending", "status"),
     [
         (lambda channel: channel.exit(0), 0),
         (lambda channel: channel.exit(7), 7),
@@ -89,8 +87,13 @@ def connected(port: int) -> Any:
     ],
 )
 async def test_output_that_still_waits_when_a_command_ends_arrives_whole(
-    home: Home, cas: Cas, end: End, status: int
+    home: Home, cas: Cas, ending: End, status: int
 ) -> None:
+    def end(channel: asyncssh.SSHServerChannel[bytes]) -> None:
+        channel.write(OUTPUT)
+        channel.write_eof()
+        ending(channel)
+
     async with asyncio.timeout(30), local_port(home, cas, end) as port, connected(port) as client:
         found = await client.run("all of it", encoding=None)
     assert (len(found.stdout or b""), found.returncode) == (len(OUTPUT), status)
@@ -99,6 +102,8 @@ async def test_output_that_still_waits_when_a_command_ends_arrives_whole(
 
 async def test_output_that_was_cut_off_is_no_success(home: Home, cas: Cas) -> None:
     def end(channel: asyncssh.SSHServerChannel[bytes]) -> None:
+        channel.write(OUTPUT)
+        channel.write_eof()
         channel.exit(0)
         channel.get_connection().abort()
 
@@ -106,3 +111,15 @@ async def test_output_that_was_cut_off_is_no_success(home: Home, cas: Cas) -> No
         found = await client.run("all of it", encoding=None)
     assert len(found.stdout or b"") < len(OUTPUT)
     assert found.exit_status is None
+
+
+async def test_input_that_a_command_ended_without_is_dropped_and_the_port_goes_on(home: Home, cas: Cas) -> None:
+    def end(channel: asyncssh.SSHServerChannel[bytes]) -> None:
+        channel.write(b"enough")
+        channel.exit(3)
+
+    async with asyncio.timeout(30), local_port(home, cas, end) as port:
+        for _ in range(2):
+            async with connected(port) as client:
+                found = await client.run("head -c 0", input=b"unread" * 10_000, encoding=None)
+                assert (found.stdout, found.exit_status) == (b"enough", 3)

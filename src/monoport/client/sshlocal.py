@@ -7,6 +7,7 @@ node (ssh.py), who may listen where (listening.py).
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -184,6 +185,7 @@ class _LocalSession(asyncssh.SSHServerSession[bytes]):
         self._far: asyncssh.SSHClientChannel[bytes] | None = None
         self._early: list[bytes] = []  # what comes before the node's session is open: one window at most
         self._early_end = False
+        self._full = self._lost = False  # the local client does not read; it has gone
         self.channel: asyncssh.SSHServerChannel[bytes] | None = None
 
     def connection_made(self, chan: asyncssh.SSHServerChannel[bytes]) -> None:
@@ -213,7 +215,7 @@ class _LocalSession(asyncssh.SSHServerSession[bytes]):
         subsystem, command = asked.pop("subsystem", False), asked.pop("command", None)
         words = {"subsystem": command} if subsystem else {"command": command}
         try:
-            self._far, _ = await self._upstream.create_session(
+            far, _ = await self._upstream.create_session(
                 lambda: _FarSession(channel), **words, **asked, window=WINDOW, max_pktsize=PACKET
             )
         except (asyncssh.Error, OSError) as error:
@@ -221,15 +223,25 @@ class _LocalSession(asyncssh.SSHServerSession[bytes]):
                 channel.write_stderr(f"tsh: {error}\r\n".encode())
                 channel.exit(255)
             return
-        self._far.writelines(self._early)
+        self._far = far
+        if self._lost:
+            far.close()
+            return
+        if self._full:
+            far.pause_reading()
+        for data in self._early:
+            self.data_received(data, None)
         self._early.clear()
         if self._early_end:
-            self._far.write_eof()
+            far.write_eof()
         channel.resume_reading()
 
     def data_received(self, data: bytes, datatype: int | None) -> None:
         if self._far is not None:
-            self._far.write(data)
+            if (
+                not self._far.is_closing()
+            ):  # a command that has ended reads no more: as a pipe without a reader, drop it
+                self._far.write(data)
         elif self.channel is not None:
             self._early.append(data)
             self.channel.pause_reading()
@@ -242,21 +254,26 @@ class _LocalSession(asyncssh.SSHServerSession[bytes]):
 
     def terminal_size_changed(self, width: int, height: int, pixwidth: int, pixheight: int) -> None:
         if self._far is not None:
-            self._far.change_terminal_size(width, height, pixwidth, pixheight)
+            with suppress(OSError):  # its command has just ended
+                self._far.change_terminal_size(width, height, pixwidth, pixheight)
 
     def signal_received(self, signal: str) -> None:
         if self._far is not None:
-            self._far.send_signal(signal)
+            with suppress(OSError):
+                self._far.send_signal(signal)
 
     def pause_writing(self) -> None:
+        self._full = True
         if self._far is not None:
             self._far.pause_reading()
 
     def resume_writing(self) -> None:
+        self._full = False
         if self._far is not None:
             self._far.resume_reading()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._lost = True
         self._gone()
         if self._far is not None:
             self._far.close()
