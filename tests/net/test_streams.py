@@ -6,6 +6,7 @@ import asyncio
 import random
 import socket
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +14,8 @@ from monoport.net.meter import Meter
 from monoport.net.relay import relay, relay_until_end
 from monoport.net.sockets import SocketStream
 from monoport.net.stream import LIMIT, EndOfStream, Stream, linger
+
+from .conftest import secured
 
 Make = Callable[[], Awaitable[tuple[Stream, Stream]]]
 BIG = bytes(range(256)) * 12_000  # 3 MB: many records, many buffers
@@ -403,6 +406,27 @@ async def test_a_reset_crosses_the_kernel_relay_even_while_it_is_full() -> None:
     with pytest.raises(ConnectionError):
         await client.read()
     here.abort()
+
+
+async def test_a_reset_behind_both_ends_takes_nothing_from_a_slow_reader(tmp_path: Path) -> None:
+    """A server that closes without reading our last record resets the connection, behind its own end."""
+    client, here = tcp()
+    there, server = await secured(tcp(), tmp_path)
+    count = 0
+    while not here.waiting:
+        here.send(b"x" * 10_000)
+        count += 10_000
+    task = asyncio.get_running_loop().create_task(relay(here, there))
+    client.send_eof()
+    assert await server.read() == b""
+    await server.write(b"the last words")
+    server.send_eof()
+    await task
+    server.abort()
+    await there.wait_closed()
+    assert await read_all(client) == b"x" * count + b"the last words"
+    await here.wait_closed()
+    client.abort()
 
 
 def tcp() -> tuple[SocketStream, SocketStream]:

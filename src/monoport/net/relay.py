@@ -57,7 +57,7 @@ class _Half:
             other.source.resume_reading()
 
     def connection_lost(self, error: Exception | None) -> None:
-        if error is not None:
+        if error is not None and not (self.ended and self.other.ended):  # behind both ends, nothing is lost by it
             self.failed = error
             if self._inward and self.other.failed is None:
                 self._meter.client_broke = True
@@ -71,7 +71,8 @@ class _Half:
 async def relay(a: Stream, b: Stream, *, idle: float | None = None, meter: Meter | None = None) -> None:
     """Carry bytes both ways until both ends have ended, then return; the callers close what they opened.
 
-    A half-close is passed on as one, a reset (or a TLS end without close_notify) as a reset. `idle`: seconds
+    A half-close is passed on as one, a reset (or a TLS end without close_notify) as a reset, unless it comes behind the
+    ends of both: what waits then is flushed, as if it had not come. `idle`: seconds
     without a byte in either direction after which both are closed. `meter` counts, and says why it ended.
     Network errors end the relay and are told to the meter; any other error of a stream is raised.
     """
