@@ -52,7 +52,8 @@ class SteppingAside:
         self.outer.set_alpn_protocols([SEALED, ALPN])
         self.alpn: list[str | None] = []
         self.certificates: list[bytes | None] = []
-        self.inside = b""  # what only the agent has read
+        self.inside = b""  # what only the agent has read, the binding included
+        self.bindings: list[bytes] = []
 
     async def serve(self, raw: SocketStream) -> None:
         async with await serve_tls(raw, self.outer) as stream:
@@ -71,8 +72,10 @@ class SteppingAside:
 
     async def session(self, stream: TlsStream, opened: bytes) -> None:
         self.certificates.append(stream.peer_certificate)
+        self.bindings.append(opened[-BINDING:])
         async with stream:
-            assert await stream.read_exactly(BINDING) == opened[-BINDING:]
+            self.inside = await stream.read_exactly(BINDING)
+            assert self.inside == self.bindings[-1]
             await stream.write(opened[:-BINDING].upper())
             while data := await stream.read():
                 self.inside += data
@@ -120,6 +123,7 @@ async def test_a_session_goes_on_behind_its_opening(home: Home, cas: Cas) -> Non
     assert proxy.alpn == [SEALED] * 2
     assert proxy.certificates[0] is not None
     assert len(set(proxy.certificates)) == 1, "the same certificate to the proxy and to the agent"
+    assert len({*proxy.bindings, bytes(BINDING)}) == 3, "every session's is its own, and chance"
 
 
 async def test_without_a_certificate_nothing_is_sealed(home: Home, cas: Cas) -> None:

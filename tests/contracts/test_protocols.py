@@ -46,6 +46,15 @@ def test_every_private_alpn_name_leads_to_it(protocol: Description, table: Table
         assert (route.tls.alpn, route.tls.ask, route.tls.trust) == (name, Ask.OPTIONAL, Trust.USER)
 
 
+def test_our_own_clients_may_have_it_sealed(protocol: Description, table: Table) -> None:
+    (name,) = protocol.routing.sealed_alpn
+    route = decide(ClientHello(server_name=PUBLIC, alpn=(name, protocol.alpn[0])), table)
+    assert isinstance(route, Route), route
+    assert (route.kind, route.protocol, route.sealed) == (Kind.DATABASE, protocol.name, True)
+    assert route.tls is not None
+    assert (route.tls.alpn, route.tls.ask, route.tls.trust, route.tls.tls12) == (name, Ask.REQUIRED, Trust.USER, False)
+
+
 def test_its_own_clients_need_a_certificate(protocol: Description, table: Table) -> None:
     said = ""
     if protocol.routing.starttls:
@@ -71,7 +80,7 @@ def test_it_is_documented(protocol: Description) -> None:
     pages = [ROOT / "docs" / "protocols" / f"{name}.md" for name in (protocol.name, *protocol.aliases)]
     page = next((page.read_text() for page in pages if page.exists()), "")
     assert page.startswith(f"# {protocol.title}\n"), f"none of {', '.join(page.name for page in pages)}"
-    assert all(f"`{name}`" in page for name in protocol.alpn)
+    assert all(f"`{name}`" in page for name in (*protocol.alpn, *protocol.routing.sealed_alpn))
     assert f"`{protocol.name}`" in (ROOT / "docs" / "configuration.md").read_text()
 
 

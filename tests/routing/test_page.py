@@ -7,17 +7,24 @@ from monoport import protocols
 from monoport.routing.outcome import Code, Kind
 from monoport.routing.rules import Rule
 from monoport.routing.table import build
+from monoport.wire.front import Why
 
 from .conftest import APPLICATIONS, PUBLIC
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "routing.md").read_text()
-LITERAL = re.compile(r"(?:Refusal\(|self\._refused\([^,()]+(?:\.[a-z]+)?, [^,()]+,)\s*\"([a-z_]+)\"")
+DATABASE = re.compile(r"\bRefused\(Why\.([A-Z_]+)")  # proxy/database.py puts "database_" before them
+LITERAL = re.compile(
+    r"(?:Refusal\(|self\._refused\([^,()]+(?:\.[a-z]+)?, [^,()]+,|\b_refused\(connection,)\s*\"([a-z_]+)\""
+)
 
 
 def refused_elsewhere() -> set[str]:
     """Codes that later steps of a connection write down as they refuse."""
-    return {code for path in (ROOT / "src").rglob("*.py") for code in LITERAL.findall(path.read_text())}
+    texts = [path.read_text() for path in (ROOT / "src").rglob("*.py")]
+    found = {code for text in texts for code in LITERAL.findall(text)}
+    databases = {f"database_{Why[name]}" for text in texts for name in DATABASE.findall(text)}
+    return found | databases
 
 
 def test_the_page_explains_every_refusal_and_no_other():

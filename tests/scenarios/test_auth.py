@@ -1,4 +1,4 @@
-"""rfd39.md, "Supporting direct Teleport Auth dial": `teleport-auth@cluster` leads to that cluster's auth service."""
+"""RFD 39, "Supporting direct Teleport Auth dial": `teleport-auth@cluster` leads to that cluster's auth service."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""rfd39.md, "Reducing the number of teleport proxy port by TLS ALPN Routing" and "tsh db connect", for MySQL."""
+"""RFD 39, "Reducing the number of teleport proxy port by TLS ALPN Routing" and "tsh db connect", for MySQL."""
 
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta

@@ -1,4 +1,4 @@
-"""rfd39.md, "Reducing the number of teleport proxy port by TLS ALPN Routing" and "tsh db connect", for PostgreSQL."""
+"""RFD 39, "Reducing the number of teleport proxy port by TLS ALPN Routing" and "tsh db connect", for PostgreSQL."""
 
 from datetime import UTC, datetime, timedelta
 

@@ -13,6 +13,7 @@ import pytest
 
 from monoport.access.claims import Destination
 from monoport.agents import sealed
+from monoport.agents.sealed import SEALING
 from monoport.audit.outage import NotRecorded
 from monoport.client.front import Credentials
 from monoport.client.profile import Profile
@@ -116,9 +117,12 @@ async def over(cluster: Cluster) -> str:
     return str(end["reason"])
 
 
-async def refused(stream: TlsStream) -> None:
-    with pytest.raises(ConnectionError):
-        await stream.read_exactly(1)
+async def refused(stream: TlsStream, binding: bytes = bytes(BINDING)) -> None:
+    """Fail unless the agent ends it at once, for all that it was given the right binding."""
+    await stream.write(binding)
+    async with asyncio.timeout(SEALING / 2):
+        with pytest.raises(ConnectionError):
+            await stream.read_exactly(1)
 
 
 async def test_only_who_opened_it_goes_on(cluster: Cluster, server: Server) -> None:
@@ -243,7 +247,25 @@ async def test_it_ends_with_its_certificate_in_its_own_words(cluster: Cluster, s
             await psql.query("select 1")
 
 
-async def test_an_agent_that_seals_nothing_is_passed_over(cluster: Cluster, server: Server) -> None:
+async def test_an_older_tls_is_refused_within_and_no_ticket_given(cluster: Cluster, server: Server) -> None:
+    await cluster.database("orders", server.port)
+    alice = await cluster.user("alice", db=ORDERS)
+    old = inner(cluster, alice)
+    old.maximum_version = ssl.TLSVersion.TLSv1_2
+    below, outer = await until_aside(cluster, alice)
+    with pytest.raises(TlsError):
+        await connect_tls(below, old, server_hostname=None)
+    outer.abort()
+    below, outer = await until_aside(cluster, alice)
+    stream = await connect_tls(below, inner(cluster, alice), server_hostname=None)
+    await stream.write(bytes(BINDING))
+    await Psql(stream)._until_ready()
+    session = stream._ssl.session
+    assert session is None or not session.has_ticket, "who resumes shows no certificate"
+    outer.abort()
+
+
+async def test_an_agent_that_seals_nothing_is_refused(cluster: Cluster, server: Server) -> None:
     await cluster.database("orders", server.port)
     alice = await cluster.user("alice", db=ORDERS)
     (service,) = cluster.services

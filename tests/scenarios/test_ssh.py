@@ -1,4 +1,4 @@
-"""rfd39.md, "tsh ssh node", "OpenSSH ProxyCommand" and "Reverse tunnel": SSH inside TLS, told apart by ALPN."""
+"""RFD 39, "tsh ssh node", "OpenSSH ProxyCommand" and "Reverse tunnel": SSH inside TLS, told apart by ALPN."""
 
 import asyncssh
 import pytest
@@ -11,7 +11,7 @@ from .ssh import channel, signed_in
 
 @pytest.mark.parametrize("alpn", ["teleport-proxy-ssh", "teleport-ssh-proxy"])
 async def test_ssh_to_a_node_through_the_one_port(cluster: Cluster, alpn: str) -> None:
-    """`ssh -o "ProxyCommand tsh proxy ssh …" alice@web.example.com`; rfd39.md spells the protocol in two ways."""
+    """`ssh -o "ProxyCommand tsh proxy ssh …" alice@web.example.com`; RFD 39 spells the protocol in two ways."""
     web = await cluster.node("web")
     alice = await cluster.user("alice")
 

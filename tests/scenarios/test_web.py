@@ -1,4 +1,4 @@
-"""rfd39.md, "TLS SNI routing": the web by default, Kubernetes and reserved names by theirs, who is turned away."""
+"""RFD 39, "TLS SNI routing": the web by default, Kubernetes and reserved names by theirs, who is turned away."""
 
 import ssl
 

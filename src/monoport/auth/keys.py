@@ -63,7 +63,7 @@ class Credentials:
 
 
 def auth_alpn(cluster: str) -> str:
-    """The ALPN name by which any proxy of the cluster passes a connection on to its auth service (rfd39.md).
+    """The ALPN name by which any proxy of the cluster passes a connection on to its auth service (RFD 39).
 
     A name that does not fit into ALPN's 255 octets or into ASCII goes as hex.
     """

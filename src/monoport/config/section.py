@@ -15,7 +15,7 @@ class Section(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, hide_input_in_errors=True)
 
-    later: ClassVar[frozenset[str]] = frozenset()  # keys that the design has and this version refuses by name
+    later: ClassVar[frozenset[str]] = frozenset()  # keys that a later version will have and this one refuses by name
 
     @model_validator(mode="before")
     @classmethod

@@ -76,7 +76,7 @@ def did_you_mean(word: str, known: list[str]) -> str:
 
 
 def refuse_later(what: str, instead: str = "") -> NoReturn:
-    """Refuse something that the design has and this version does not; `instead` is what there is."""
+    """Refuse something that a later version will have and this one does not; `instead` is what there is."""
     expected = f"; expected {instead}" if instead else ""
     raise problem(f"{what} is not available in this version yet{expected}", at_key=True)
 

@@ -1,6 +1,6 @@
-"""Bytes both ways between two streams until both have ended.
+"""Bytes both ways between two streams until both have ended, or until one of them has.
 
-Belongs here: `relay` and its idle limit. Does not belong here: looking at the bytes.
+Belongs here: `relay`, its idle limit, `relay_until_end`. Does not belong here: looking at the bytes.
 
 No task, future or buffer stands on the way of bytes: what one stream receives is sent on inside the same call.
 """
@@ -21,14 +21,14 @@ from monoport.net.wakeup import Wakeup
 class _Half:
     """The receiver of one stream: everything goes on to the other one."""
 
-    __slots__ = ("_inward", "_meter", "ended", "failed", "other", "paused", "relay", "sink", "source")
+    __slots__ = ("_done", "_inward", "_meter", "ended", "failed", "other", "paused", "sink", "source")
 
     other: _Half
 
     def __init__(self, source: Stream, sink: Stream, meter: Meter, inward: bool, done: Wakeup) -> None:
         self.source = source
         self.sink = sink
-        self.relay = done
+        self._done = done
         self.ended = False
         self.failed: Exception | None = None
         self.paused = False
@@ -48,7 +48,7 @@ class _Half:
         self.ended = True
         self.sink.send_eof()
         if self.other.ended:
-            self.relay.wake()
+            self._done.wake()
 
     def resume_writing(self) -> None:
         other = self.other
@@ -65,7 +65,7 @@ class _Half:
         elif not self.sink.lost:
             self.sink.close()
         del self.other  # no call follows this one: two halves that know each other would wait for the collector
-        self.relay.wake()
+        self._done.wake()
 
 
 async def relay(a: Stream, b: Stream, *, idle: float | None = None, meter: Meter | None = None) -> None:
@@ -112,31 +112,31 @@ class _Last(_Half):
 
     def eof_received(self) -> None:
         self.ended = True
-        self.relay.wake()
+        self._done.wake()
 
 
-class _Closing(_Half):
-    """The receiver of a stream behind whose bytes something of ours goes on, also where it ends."""
+class _First(_Half):
+    """The receiver of a stream whose end is kept, once it has said anything: the other side may want more before it."""
 
-    __slots__ = ("words",)
-
-    words: bytes
+    __slots__ = ()
 
     def eof_received(self) -> None:
-        if self._meter.bytes_in:  # else nothing has begun
-            self.sink.send(self.words)
-        super().eof_received()
+        if self._meter.bytes_in:
+            self.ended = True
+        else:
+            super().eof_received()
 
 
 async def relay_until_end(a: Stream, b: Stream, *, meter: Meter, closing: bytes = b"") -> bool:
     """Carry bytes both ways until `b` ends its direction, and tell nobody: both can be read or started again then.
 
-    closing: what `b` gets behind all that has come from `a`, whoever of the two ends first.
-    False: one of the two was lost before, and with it the other; errors go to the meter, as in `relay`.
+    An end of `a` is not passed on either, unless it has said nothing before. closing: what `b` gets in the end, behind
+    all that has come from `a`.
+    False: one of the two was lost before, and with it the other; why goes to the meter.
     """
     done = Wakeup(a.loop)
-    here, there = _Closing(a, b, meter, True, done), _Last(b, a, meter, False, done)
-    here.other, there.other, here.words = there, here, closing
+    here, there = _First(a, b, meter, True, done), _Last(b, a, meter, False, done)
+    here.other, there.other = there, here
     try:
         b.start(there)
         a.start(here)
@@ -146,16 +146,17 @@ async def relay_until_end(a: Stream, b: Stream, *, meter: Meter, closing: bytes 
         a.abort()
         b.abort()
         raise
-    if not here.ended:
-        b.send(closing)
     if there.ended and not a.lost and not b.lost:
+        b.send(closing)
         a.recall(ended=here.ended)
         b.recall(ended=True)
         del here.other, there.other
         return True
     a.close()
     b.close()
-    meter.ended = meter.ended or str(here.failed or there.failed or "")
+    error = here.failed or there.failed
+    if error is not None:
+        meter.ended = meter.ended or str(error) or type(error).__name__
     return False
 
 

@@ -40,7 +40,7 @@ from monoport.wire.front import Cancel, Closed, Explaining, Front, Known, Login,
 
 OPENING = 10.0  # seconds from the handler's start to the login, in-protocol TLS included
 CANCEL = 10.0  # seconds that a cancel may take through the tunnel and to the real server
-SEALING = 10.0  # seconds for the proxy to step aside: two round trips to clients of ours
+SEALING = 10.0  # seconds for the proxy to step aside: a round trip to a client of ours, one to the agent
 EXPLAINING = 3.0  # seconds that a client is kept which shows only how its requests fail: two slow round trips
 OPENING_READ = 4096  # bytes of one read before the login
 
@@ -74,6 +74,7 @@ class Databases:
         directory: roles, locks and databases of the cluster.
         audit: where sessions and refusals are recorded.
         table: the protocols served.
+        cancels: the keys by which running sessions are cancelled.
         now: the time in UTC.
     """
 

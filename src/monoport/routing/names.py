@@ -7,7 +7,7 @@ LOCAL = "teleport.cluster.local"  # the domain of names that exist inside the cl
 BOOTSTRAP = f"bootstrap.{LOCAL}"
 DIAL = f"dial.{LOCAL}"
 
-SSH_ALPN = ("teleport-proxy-ssh", "teleport-ssh-proxy")  # rfd39.md uses both spellings
+SSH_ALPN = ("teleport-proxy-ssh", "teleport-ssh-proxy")  # RFD 39 uses both spellings
 TUNNEL_ALPN = ("teleport-reversetunnel", "teleport-reverse-tunnel")  # likewise
 AUTH_PREFIX = "teleport-auth@"
 HTTP_ALPN = ("http/1.1", "h2")  # in the order of our preference: the web speaks HTTP/1.1 and only declines h2

@@ -1,4 +1,4 @@
-"""The rows of the routing table, as data, in the order of the design's table.
+"""The rows of the routing table, as data, in the order in which docs/routing.md has them.
 
 Belongs here: which rules there are for a given proxy, and what a database protocol brings to them. Does not: the
 search (match), the checks across rows and the indexes (table), and any protocol's own octets.
@@ -67,7 +67,10 @@ class DatabaseRule:
 
     @property
     def sealed_alpn(self) -> tuple[str, ...]:
-        """Names that our own clients offer beside `alpn`: the proxy opens the session, and then cannot read it."""
+        """Names that our own clients offer beside `alpn`: the proxy opens the session, and then cannot read it.
+
+        Of the canonical name alone: those clients know no other.
+        """
         return tuple(map(names.sealed, self.alpn[:1]))
 
 

@@ -1,7 +1,7 @@
 """Where a proxy steps aside: the bytes of a sealed session, from its opening on, are between the user and the agent.
 
 Belongs here: both sides of that step on a dialled stream. Not here: the TLS within that follows (`client.sealed`,
-`agents.database.sealed`), what came before it (`tunnel.dial`).
+`agents.sealed`), what came before it (`tunnel.dial`).
 
 The proxy knows a session's opening, by which it decides. Then it ends its TLS with the client, hands the agent what
 the client said so far, as one frame, and ends the TLS of a dial-back too: from there on it joins two sockets, through

@@ -75,7 +75,8 @@ class Databases:
         auth: signs client certificates, takes heartbeats.
         audit: where sessions and statements are recorded.
         leases: ends sessions in time; somebody sweeps it every second.
-        sealer: shakes hands with users' clients, for sessions that the proxy cannot read.
+        sealer: shakes hands with users' clients, for sessions that the proxy cannot read; without one there are none.
+        table: the protocols that can be spoken.
         now, sleep, rand: the time in UTC, pausing and jitter.
     """
 

@@ -80,8 +80,7 @@ class Mysql:
         log = _log.bind(connection=session.connection, database=self._database.name)
         number = 0
         try:
-            async with asyncio.timeout(STARTUP):
-                number, answer = await _read_answer(client)
+            number, answer = await _read_answer(client)
             number += 1
             _check(answer, session)
             local = bool(answer.capabilities & Capability.LOCAL_FILES)
@@ -315,7 +314,12 @@ def _refusal(number: int, session: Session, why: Why, reason: str) -> bytes:
 
 
 async def _read_answer(client: Stream) -> tuple[int, Answer]:
-    number, payload = await read_packet(client)
+    """The user's answer to the greeting, which the proxy has read before. Raises ProtocolError, ConnectionError."""
+    try:
+        async with asyncio.timeout(STARTUP):
+            number, payload = await read_packet(client)
+    except TimeoutError:
+        raise ProtocolError(f"no answer to the greeting within {STARTUP:g} s") from None
     return number, read_answer(payload, inside=True)
 
 

@@ -108,8 +108,7 @@ class Postgres:
         """Run one session to its end; whatever fails is told to the client as an ErrorResponse."""
         log = _log.bind(connection=session.connection, database=self._database.name)
         try:
-            async with asyncio.timeout(STARTUP):
-                startup = await _read_startup(client)
+            startup = await _read_startup(client)
             upstream, dropped = _upstream_startup(startup, session)
             await _record_startup(session, startup)
             secret = await self._upstream.password(session.user)
@@ -260,12 +259,17 @@ def _refusal(session: Session, why: Why, reason: str, hint: str = "") -> bytes:
 
 
 async def _read_startup(client: Stream) -> StartupMessage:
+    """The user's start-up message, which the proxy has read before. Raises ProtocolError."""
     data = b""
-    while (parsed := parse_opening(data)) is None:
-        more = await client.read(MAX_STARTUP - len(data))
-        if not more:
-            raise ProtocolError("the stream ended before its start-up message")
-        data += more
+    try:
+        async with asyncio.timeout(STARTUP):
+            while (parsed := parse_opening(data)) is None:
+                more = await client.read(MAX_STARTUP - len(data))
+                if not more:
+                    raise ProtocolError("the stream ended before its start-up message")
+                data += more
+    except TimeoutError:
+        raise ProtocolError(f"no start-up message within {STARTUP:g} s") from None
     packet, size = parsed
     if not isinstance(packet, StartupMessage):
         raise ProtocolError("the stream does not begin with a start-up message")
