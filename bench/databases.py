@@ -38,7 +38,7 @@ from servers import DOCUMENTS, MariaDb, MongoDb
 
 PAGE = rivals.HERE.parent / "docs" / "benchmarks-databases.md"
 CLIENTS = 16
-STATEMENTS = 1500  # of each client in a round: making its session is then a twentieth of it, and has a figure of its own
+STATEMENTS = 1500  # of each client in a round: making its session is a twentieth of that, and has a figure of its own
 GB = 1_000_000_000
 ROW = 1000  # bytes of a row of bulk data
 WAITS = 300  # connections, one after the other
