@@ -1,13 +1,12 @@
 """The handler of database connections, the same for every protocol: opening, identity, permit, dial, relay.
 
 Belongs here: what the proxy decides and in which order. How a protocol opens and refuses lives in its Front
-(`wire/<protocol>`); finding the agent in `tunnel`; what the user runs in the agent.
+(`wire/<protocol>`), taking its steps in `opening`; finding the agent in `tunnel`; what the user runs in the agent.
 """
 
 import asyncio
 import ssl
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, Protocol, assert_never
 
@@ -20,29 +19,26 @@ from monoport.access.resources import Database, Lock, Role
 from monoport.audit import startup
 from monoport.audit.log import Log
 from monoport.audit.outage import NotRecorded
-from monoport.errors import Failure, traced
+from monoport.errors import Failure
 from monoport.net.relay import relay
-from monoport.net.stream import Stream, linger
-from monoport.net.tls import HandshakeError, TlsStream, serve_tls
+from monoport.net.stream import Stream
+from monoport.net.tls import HandshakeError, TlsStream
 from monoport.protocols.description import Description
 from monoport.proxy.cancels import Cancels, Live
 from monoport.proxy.connection import Connection
 from monoport.proxy.contexts import Contexts
 from monoport.proxy.destination import Refused, narrowed_to, wanted
+from monoport.proxy.opening import opened, tell
 from monoport.proxy.source import shown
-from monoport.routing.match import match, missing
-from monoport.routing.outcome import Answer, Ask, Refusal, Route, Show, Tls, Trust
-from monoport.routing.table import Table
+from monoport.routing.outcome import Refusal
 from monoport.tunnel.dial import DENIED, DialError, FrameError
 from monoport.tunnel.preface import Kind, Preface
 from monoport.tunnel.sealing import step_aside
-from monoport.wire.front import Cancel, Closed, Explaining, Front, Known, Login, Secured, Send, StartTls, Why
+from monoport.wire.front import Cancel, Closed, Front, Known, Login, Why
 
 OPENING = 10.0  # seconds from the handler's start to the login, in-protocol TLS included
 CANCEL = 10.0  # seconds that a cancel may take through the tunnel and to the real server
 SEALING = 10.0  # seconds for the proxy to step aside: a round trip to a client of ours, one to the agent
-EXPLAINING = 3.0  # seconds that a client is kept which shows only how its requests fail: two slow round trips
-OPENING_READ = 4096  # bytes of one read before the login
 
 _log = structlog.get_logger()
 
@@ -111,29 +107,29 @@ class Databases:
         try:
             async with asyncio.timeout(OPENING):
                 known = Known(live.key.process_id, self._version(connection, protocol))
-                opened = await self._open(connection, front, known)
+                said = await opened(connection, front, known, self._contexts)
         except TimeoutError:
             _refused(connection, "late_login", f"no login within {OPENING:g} s")
             return
         except IdentityError as error:
             _refused(connection, "identity_refused", str(error))
-            await _tell(connection, front, Why.DENIED, f"certificate not accepted: {error}")
+            await tell(connection, front, Why.DENIED, f"certificate not accepted: {error}")
             return
         except HandshakeError as error:
             _refused(connection, "handshake_failed", str(error))
             return
-        match opened:
+        match said:
             case Closed(reason, why):
                 _refused(connection, "no_login", reason)
                 if why is not None:
-                    await _tell(connection, front, why, reason)
+                    await tell(connection, front, why, reason)
             case Cancel():
-                await self._cancel(connection, opened)
+                await self._cancel(connection, said)
             case Login():
-                self._cancels.arm(live, opened.secret_bytes)
-                await self._login(connection, front, protocol, opened, live)
+                self._cancels.arm(live, said.secret_bytes)
+                await self._login(connection, front, protocol, said, live)
             case _:
-                assert_never(opened)
+                assert_never(said)
 
     def _version(self, connection: Connection, protocol: Description) -> str:
         """What the real server calls itself, if that is known before the client has spoken.
@@ -158,62 +154,6 @@ class Databases:
                 name = next((one.spec.protocol for one in self._named(route.target)), "")
         return self._table.get(name)
 
-    async def _open(self, connection: Connection, front: Front, known: Known) -> Login | Cancel | Closed:
-        """Take the client through the protocol's opening; in-protocol TLS brings the identity if nothing has yet."""
-        if connection.identity is not None:
-            secured = Secured.CERTIFIED
-        else:
-            secured = Secured.ANONYMOUS if connection.route is not None and connection.route.tls else Secured.PLAIN
-        step = front.begin(secured, known)
-        while True:
-            match step:
-                case None:
-                    data = await connection.stream.read(OPENING_READ)
-                    if not data:
-                        return Closed("the client left before its login")
-                    step = front.receive(data)
-                case Send(data):
-                    await connection.stream.write(data)
-                    step = front.receive(b"")
-                case StartTls(reply, alpn, behind):
-                    if reply:
-                        await connection.stream.write(reply)
-                    connection.stream.unread(behind)
-                    if (refused := await self._secure(connection, alpn)) is not None:
-                        return refused
-                    step = front.begin(Secured.CERTIFIED, known)
-                case Login() | Cancel() | Closed():
-                    return step
-                case _:
-                    assert_never(step)
-
-    async def _secure(self, connection: Connection, alpn: str | None) -> Closed | None:
-        """In-protocol TLS: its ClientHello is routed like any other, and its certificate says who is calling.
-
-        alpn: the name to select if the client offers it.
-        """
-        route = connection.route
-        assert route is not None  # this handler is reached by routing alone
-        outcome = await _routed(connection.stream, connection.front.table, route.protocol or "")
-        if isinstance(outcome, Refusal):
-            await connection.stream.write(outcome.send)
-            return Closed(outcome.reason)
-        if outcome is None:
-            return Closed("the client left before its ClientHello")
-        tls = Tls(show=Show.CLUSTER, ask=Ask.REQUIRED, trust=Trust.USER, alpn=alpn, tls12=True)
-        inner = await serve_tls(connection.stream, self._contexts.context(tls))
-        connection.stream = inner
-        certificate = inner.peer_certificate
-        if certificate is None:
-            return Closed("no client certificate in TLS")
-        connection.identify(certificate)
-        if outcome.target:
-            route = replace(route, target=outcome.target)
-        if route.tls is None:  # no outer TLS has said anything
-            route = replace(route, server_name=outcome.server_name, alpn=outcome.alpn)
-        connection.route = route
-        return None
-
     async def _login(
         self, connection: Connection, front: Front, protocol: Description, login: Login, live: Live
     ) -> None:
@@ -237,7 +177,7 @@ class Databases:
                 await self._audit.emit("db.session.deny", **who, reason=str(refused), rule=refused.rule)
             except Failure as error:
                 _log.error("refusal not recorded", connection=connection.id, reason=str(error))
-            await _tell(connection, front, refused.why, str(refused))
+            await tell(connection, front, refused.why, str(refused))
 
     async def _session(self, connection: Connection, server: Stream, login: Login, who: Mapping[str, Any]) -> None:
         """Record and relay one session to its end."""
@@ -381,44 +321,3 @@ async def _aside(client: Stream, server: Stream, opening: bytes) -> tuple[Stream
 
 def _agent_ends(reason: str) -> None:
     """Nothing to do here: see `Connection.end`."""
-
-
-async def _tell(connection: Connection, front: Front, why: Why, reason: str) -> None:
-    """Send the client why it is refused, and which connection that was, in its protocol's words; let it read them."""
-    if not connection.stream.lost:
-        connection.stream.send(front.refuse(why, traced(reason, connection.id)))
-        if isinstance(front, Explaining):
-            await _explain(connection, front)
-        linger(connection.stream)
-        await connection.stream.wait_closed()
-
-
-async def _explain(connection: Connection, front: Explaining) -> None:
-    """Go on with a refused client until it knows why, for as long as a driver takes for its first request."""
-    stream = connection.stream
-    try:
-        async with asyncio.timeout(EXPLAINING):
-            while data := await stream.read(OPENING_READ):
-                step = front.explain(data)
-                while isinstance(step, Send):
-                    await stream.write(step.data)
-                    step = front.explain(b"")
-                if step is not None:
-                    return
-    except TimeoutError:
-        return  # a monitor's connection, which has nothing to ask
-    except ConnectionError as error:
-        _log.debug("client left before it knew why it is refused", connection=connection.id, reason=str(error))
-
-
-async def _routed(stream: Stream, table: Table, said: str) -> Route | Refusal | None:
-    """Where the ClientHello that comes next leads, itself left on the stream; None if the client leaves before."""
-    first = b""
-    while (outcome := match(first, table, said)) is None:
-        data = await stream.read(missing(first) if first else OPENING_READ)
-        if not data:
-            return None
-        first += data
-    stream.unread(first)
-    assert not isinstance(outcome, Answer)  # of no protocol's requests is there one behind its own
-    return outcome

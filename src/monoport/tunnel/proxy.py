@@ -248,26 +248,24 @@ class Tunnels:
             raise Unexpected(f"{identity} is no agent")
         self._tokens.redeem(token, identity.name).arrived(stream)
 
-    async def dial(self, permit: Permit, preface: Preface, *alternatives: Permit) -> Stream:
-        """Return a stream to the permitted resource, past the agent's acceptance.
+    async def dial(self, permit: Permit, preface: Preface) -> Stream:
+        """Return a stream to the permitted resource, past its agent's acceptance.
 
-        Args: what `access` permitted, what the agent is told (its `host_id` is filled in here), and permits for the
-        same resource at other agents, tried in order where one is down.
-        Raises DialError: unknown, offline, or the agent's own refusal.
+        Args: what `access` permitted, and what the agent is told (its `host_id` is filled in here).
+        Raises DialError: unknown, offline, or the agent's own refusal. Whoever may reach the resource by another agent
+        asks again, with the permit for that one.
         """
-        error = DialError(f"{_noun(permit)} {preface.target} is offline")
-        for one in (permit, *alternatives):
-            shown = self._registered(one, preface)
-            error = DialError(f"{_noun(one)} {shown} is offline")
-            # the newest tunnel first: an agent that came back may be quicker than the end of its old connection
-            for tunnel in reversed(self._tunnels.get(one.host_id, ())[:]):
-                try:
-                    return await tunnel.dial(replace(preface, host_id=one.host_id))
-                except DialError as failed:
-                    if failed.code == dial.DENIED:
-                        raise
-                    named = f'"{shown}"' in str(failed)
-                    error = DialError(str(failed) if named else f"{_noun(one)} {shown}: {failed}", failed.code)
+        shown = self._registered(permit, preface)
+        error = DialError(f"{_noun(permit)} {shown} is offline")
+        # the newest tunnel first: an agent that came back may be quicker than the end of its old connection
+        for tunnel in reversed(self._tunnels.get(permit.host_id, ())[:]):
+            try:
+                return await tunnel.dial(replace(preface, host_id=permit.host_id))
+            except DialError as failed:
+                if failed.code == dial.DENIED:
+                    raise
+                named = f'"{shown}"' in str(failed)
+                error = DialError(str(failed) if named else f"{_noun(permit)} {shown}: {failed}", failed.code)
         raise error
 
     def _registered(self, permit: Permit, preface: Preface) -> str:
