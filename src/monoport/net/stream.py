@@ -216,10 +216,10 @@ class Stream(ABC):
         data, ended: what the receiver was given and has not used, and whether the peer's end was among it.
         Raises ConnectionError where the stream is lost, RuntimeError where nobody has started it.
         """
-        if type(self._receiver) is Inbox:
-            raise RuntimeError("this stream delivers to nobody")
         if self._lost:
             raise self._error or ClosedError("this side has closed the connection")
+        if type(self._receiver) is Inbox:
+            raise RuntimeError("this stream delivers to nobody")
         inbox = self._receiver = Inbox(self)
         inbox.data, inbox.eof = data, ended
         if not ended:
