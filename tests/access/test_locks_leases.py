@@ -89,6 +89,17 @@ def test_locks_end_leases_of_their_targets_alone(make):
     assert ended[1:] == [("bob", "locked: node h2")]
 
 
+def test_a_lease_says_why_its_use_must_have_ended(make):
+    leases, ended = Leases(), []
+    lease = leases.add(make.user(), make.now + timedelta(days=9), ended.append)
+    gone = make.lock("2020-01-01T00:00:00Z", user="alice")
+    assert lease.due(make.now, [gone]) == ""
+    assert lease.due(make.now, [gone, make.lock(user="alice")]) == "locked: user alice"
+    assert lease.due(make.user().expires, ()) == "certificate expired"
+    assert ended == []
+    assert len(leases) == 1
+
+
 def test_a_closed_lease_is_forgotten(make):
     leases, ended = Leases(), []
     lease = leases.add(make.user(), make.now, ended.append)

@@ -31,6 +31,7 @@ from .cluster import CLUSTER, PATIENCE, Cluster, User
 from .psql import Psql, Said, Server
 
 ALPN = "teleport-postgres-sealed"
+LOCKED = {"target": {"user": "alice"}}
 ORDERS = Destination("db", "orders", "postgres", "alice", "app")
 OPENING = StartupMessage(0, {"user": "alice", "database": "app"}).encode()
 
@@ -245,6 +246,30 @@ async def test_it_ends_with_its_certificate_in_its_own_words(cluster: Cluster, s
         cluster.sweep(datetime.now(UTC) + timedelta(days=1))
         with pytest.raises(Said, match=r"^session ended: certificate expired \[connection [0-9a-f]+\]$"):
             await psql.query("select 1")
+
+
+@pytest.mark.parametrize("alpn", [ALPN, "teleport-postgres"])
+async def test_the_log_says_why_also_where_the_agent_noticed_first(cluster: Cluster, server: Server, alpn: str) -> None:
+    """Agent and proxy look once a second, each by itself; the client may be gone before the second of them has."""
+    await cluster.database("orders", server.port)
+    alice = await cluster.user("alice", db=ORDERS)
+    if alpn == ALPN:
+        below, outer = await until_aside(cluster, alice)
+        psql = Psql(await connect_tls(below, inner(cluster, alice), server_hostname=None))
+        await psql.stream.write(bytes(BINDING))
+        await psql._until_ready()
+    else:
+        psql = Psql(outer := await cluster.tls(alpn, user=alice))
+        await psql.login("alice", "app")
+    await cluster.admin.create({"kind": "lock", "version": "v1", "metadata": {"name": "l"}, "spec": LOCKED})
+    (service,) = cluster.services
+    await cluster.until(lambda: cluster.known.locks and service.member.cache.locks)
+    service.sweep(datetime.now(UTC))
+    with pytest.raises(Said, match=r"^session ended: locked: user alice"):
+        await psql.query("select 1")
+    psql.stream.close()
+    outer.close()
+    assert await over(cluster) == "locked: user alice"
 
 
 async def test_an_older_tls_is_refused_within_and_no_ticket_given(cluster: Cluster, server: Server) -> None:

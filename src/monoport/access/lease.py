@@ -29,6 +29,10 @@ class Lease:
     nodes: tuple[str, ...]
     login: str | None
 
+    def due(self, now: datetime, locks: Iterable[Lock]) -> str:
+        """Why the use must have ended by now (UTC), with these locks there are; "" if it may go on."""
+        return _why_end(self, now, [lock for lock in locks if lock.in_force(now)])
+
     def close(self) -> None:
         """Forget the lease; it may be called again."""
         self.leases.forget(self)

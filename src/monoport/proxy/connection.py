@@ -25,9 +25,13 @@ from monoport.routing.match import missing, silence
 from monoport.routing.outcome import Answer, Ask, Kind, Refusal, Route, Tls
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from datetime import datetime
+
     from monoport.access.claims import Identity
     from monoport.access.identity import ClusterCas
     from monoport.access.lease import Lease
+    from monoport.access.resources import Lock
     from monoport.proxy.contexts import Contexts
     from monoport.proxy.registry import Connections
     from monoport.routing.table import Table
@@ -97,6 +101,10 @@ class Connection:
             self.stream.loop.call_later(PARTING, self.stream.abort, SessionEnded(reason))
         else:
             self.stream.abort(SessionEnded(reason))
+
+    def due(self, now: datetime, locks: Iterable[Lock]) -> str:
+        """Why the connection must have ended by now (UTC), whether or not it was noticed here; "" if it may go on."""
+        return self._lease.due(now, locks) if self._lease is not None else ""
 
     def release(self) -> None:
         """Give the lease back; the front door calls it when the connection is over."""

@@ -198,10 +198,12 @@ class Databases:
                 await server.write(login.forward)
             await relay(client, server, meter=connection.meter)
         except (Failure, OSError) as error:
-            connection.ended = connection.ended or str(error) or type(error).__name__
+            connection.meter.ended = connection.meter.ended or str(error) or type(error).__name__
             raise
         finally:
             connection.on_end = None
+            # The agent may have noticed first, and its end of the session is all that we have seen of it.
+            connection.ended = connection.ended or connection.due(self._now(), self._directory.locks)
             await self._audit.emit(
                 "db.session.end",
                 **who,
