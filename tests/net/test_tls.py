@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from monoport.net.memory import pair
-from monoport.net.stream import INBOX, Stream, TruncatedError, linger
+from monoport.net.stream import INBOX, Gone, Inbox, Stream, TruncatedError, linger
 from monoport.net.tls import HandshakeError, TlsError, TlsStream, connect_tls, serve_tls
 
 from .conftest import secured, server_context, sockets
@@ -332,3 +332,35 @@ async def test_only_so_much_may_come_behind_the_end(tmp_path: Path) -> None:
     await a.wait_closed()
     with pytest.raises(TlsError, match="goes on behind its end"):
         a.leave()
+
+
+async def test_what_is_delivered_stays_as_it_is_while_tls_within_is_read(tmp_path: Path) -> None:
+    """As in a tunnel: its bytes hold several packets, and behind the first of them another TLS is decrypted."""
+    outer, far = await secured(pair(), tmp_path)
+    inner, other = await secured(pair(), tmp_path)
+    seen: list[bytes] = []
+
+    class Outer(Gone):
+        def data_received(self, data: bytes | memoryview) -> None:
+            inner.data_received(packed)  # type: ignore[attr-defined]
+            seen.append(bytes(data))
+
+    class Inner(Gone):
+        def data_received(self, data: bytes | memoryview) -> None:
+            seen.append(bytes(data))
+
+    inner.start(Inner())
+    held = inner.raw._receiver  # type: ignore[attr-defined]
+    inner.raw.start(catch := Inbox(inner.raw))  # type: ignore[attr-defined]
+    await other.write(b"within " * 2000)
+    while not catch.data:  # noqa: ASYNC110
+        await asyncio.sleep(0)
+    packed = catch.data
+    inner.raw.start(held)  # type: ignore[attr-defined]
+    outer.start(Outer())
+    await far.write(b"outside " * 2000)
+    while len(seen) < 2:  # noqa: ASYNC110
+        await asyncio.sleep(0)
+    assert seen == [b"within " * 2000, b"outside " * 2000]
+    for end in (outer, far, inner, other):
+        end.abort()

@@ -37,12 +37,17 @@ class HandshakeCut(HandshakeError):
 class _Engine:
     """What the TLS connections of one loop share."""
 
-    __slots__ = ("incoming", "outgoing", "plain")
+    __slots__ = ("incoming", "outgoing", "plains")
 
     def __init__(self) -> None:
         self.incoming = ssl.MemoryBIO()
         self.outgoing = ssl.MemoryBIO()
-        self.plain = memoryview(bytearray(CHUNK + RECORD))
+        self.plains = [self.make()]  # those in use are not here: whoever is told reads on while TLS within is read
+
+    @staticmethod
+    def make() -> memoryview:
+        """Return another buffer for plaintext."""
+        return memoryview(bytearray(CHUNK + RECORD))
 
     def enter(self) -> None:
         """Empty both BIOs of what a failed operation may have left."""
@@ -197,8 +202,16 @@ class TlsStream(Stream):
                 self._transmit()
 
     def _read(self) -> None:
+        plains = self._engine.plains
+        plain = plains.pop() if plains else self._engine.make()
+        try:
+            self._read_into(plain)
+        finally:
+            plains.append(plain)
+
+    def _read_into(self, plain: memoryview) -> None:
         engine = self._engine
-        read, plain, incoming, pending = self._ssl.read, engine.plain, engine.incoming, self._ssl.pending
+        read, incoming, pending = self._ssl.read, engine.incoming, self._ssl.pending
         held: list[bytes] = []
         filled = 0
         try:

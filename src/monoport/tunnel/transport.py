@@ -37,8 +37,7 @@ class StreamTransport(asyncio.Transport):
     # what the stream calls
 
     def data_received(self, data: bytes | memoryview) -> None:
-        # A copy: TLS within a channel decrypts into the buffer that this came in, while the rest of it waits here.
-        with memoryview(bytes(data)) as view:
+        with memoryview(data) as view:
             for start in range(0, len(view), SLICE):
                 if self._closing:
                     return
