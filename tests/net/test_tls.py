@@ -355,7 +355,7 @@ async def test_what_is_delivered_stays_as_it_is_while_tls_within_is_read(tmp_pat
     await other.write(b"within " * 2000)
     while not catch.data:  # noqa: ASYNC110
         await asyncio.sleep(0)
-    packed = catch.data
+    packed, catch.data = catch.data, b""
     inner.raw.start(held)  # type: ignore[attr-defined]
     outer.start(Outer())
     await far.write(b"outside " * 2000)
