@@ -3,8 +3,8 @@
 monoport's chain: local proxy (`tsh proxy db --tunnel`), proxy, dial-back, agent with its audit log, TLS to the server.
 HAProxy's: one hop that puts plaintext into TLS with a client certificate, one that ends it, plaintext to the server;
 and the same with TLS to the server, as the agent has it. What is compared is the processor time of all processes of a
-chain for the same load, from /proc, and how long the load's clients wait. Then how long a client waits for a
-connection, one after the other: by dial-back, by channel of the tunnel, and through HAProxy.
+chain for the same load, from /proc, and how long the load's clients wait. COPY also by channel of the tunnel, from an
+agent that does not dial back. Then how long a client waits for a connection, one after the other, by each way.
 
     databases.py [--rounds N] [--scale F] [--work NAME,...]
 """
@@ -42,6 +42,7 @@ STATEMENTS = 1500  # of each client in a round: making its session is a twentiet
 GB = 1_000_000_000
 ROW = 1000  # bytes of a row of bulk data
 WAITS = 300  # connections, one after the other
+CHANNEL = "pg-channel"  # the database whose agent leaves everything in its tunnel
 # HAProxy speaks no PostgreSQL: its last hop reaches the server in plaintext, which is let in for this alone.
 PLAIN = HBA + "hostnossl all all 127.0.0.1/32 trust\n"
 
@@ -154,9 +155,12 @@ WORKS = {
     "mongo-reads": Work("mongo", f"MongoDB, point read, {CLIENTS} clients, each", mongo_reads, "{:.0f} us", 1.5),
     "pg-copy-out": Work("pg", "PostgreSQL, COPY TO STDOUT, per GB", pg_copy_out, "{:.2f} s", 1.0),
     "pg-copy-in": Work("pg", "PostgreSQL, COPY FROM STDIN, per GB", pg_copy_in, "{:.2f} s", 1.0),
+    "channel-out": Work(CHANNEL, "COPY TO STDOUT by channel of the tunnel", pg_copy_out, "{:.2f} s", 1.3),
+    "channel-in": Work(CHANNEL, "COPY FROM STDIN by channel of the tunnel", pg_copy_in, "{:.2f} s", 1.3),
     "my-result": Work("my", "MariaDB, one large result, per GB", my_result, "{:.2f} s", 1.0),
 }
-Results = dict[str, dict[str, list[Figures]]]  # [work][chain], a pair for each round
+WAYS = ("monoport", "haproxy", "secured")
+Results = dict[str, dict[str, list[Figures]]]  # [work][way], a pair for each round
 
 
 def servers(
@@ -165,6 +169,10 @@ def servers(
     """Start each server that is wanted: its name, its plaintext port, as whom to come there, monoport's chain."""
     if "pg" in wanted:
         yield "pg", postgres.port, "demo", monoport.chain("pg")
+    if CHANNEL in wanted:
+        database = {"name": CHANNEL, "protocol": "postgres", "uri": f"localhost:{postgres.port}"}
+        agent = monoport.agent("channels", [database], dial_back=False)
+        yield CHANNEL, postgres.port, "demo", monoport.chain(CHANNEL, agent, "channels")
     more: list[tuple[dict[str, str], int, str]] = []
     if "my" in wanted:
         mariadb = MariaDb(monoport.certificate("mariadb"))
@@ -206,18 +214,15 @@ def run(works: list[str], rounds: int, scale: float) -> tuple[Results, dict[str,
         for number in range(rounds):
             print(f"round {number + 1} of {rounds}", file=sys.stderr)
             for work in works:
-                ways = chains[WORKS[work].server]
-                for chain in ways[number % 3 :] + ways[: number % 3]:
+                ways = list(zip(WAYS, chains[WORKS[work].server], strict=True))
+                for way, chain in ways[number % 3 :] + ways[: number % 3]:
                     figures = WORKS[work].run(chain, scale)
-                    results[work].setdefault(chain.name, []).append(figures)
-                    print(f"  {work:12} {chain.name:9} {figures[0]:9.3f} {figures[1] or 0:8.3f}", file=sys.stderr)
-        if "pg" not in chains:
+                    results[work].setdefault(way, []).append(figures)
+                    print(f"  {work:12} {way:9} {figures[0]:9.3f} {figures[1] or 0:8.3f}", file=sys.stderr)
+        if not {"pg", CHANNEL} <= chains.keys():
             return results, {}
-        database = {"name": "pg-channels", "protocol": "postgres", "uri": f"localhost:{postgres.port}"}
-        channel = monoport.chain("pg-channels", monoport.agent("channels", [database], dial_back=False), "channels")
-        stack.callback(channel.stop)
-        ways = [*chains["pg"][:2], channel]
-        return results, {chain.name: waits(chain, max(int(WAITS * scale), 20)) for chain in ways}
+        compared = [chains["pg"][0], chains[CHANNEL][0], chains["pg"][1]]
+        return results, {chain.name: waits(chain, max(int(WAITS * scale), 20)) for chain in compared}
 
 
 def _prepared(cluster: Cluster) -> PostgresServer:
@@ -313,6 +318,7 @@ dial-back, agent with the audit log on, TLS to the server) beside hops of HAProx
 chain, without client and server, and how long the clients of the load wait. *Two HAProxy*: TLS between the two hops,
 plaintext to the server. *With TLS to the server*: the second hop encrypts anew towards the server, as the agent does,
 to a third that stands for the server's own TLS and is not counted. Neither reads, decides or records anything.
+*By channel*: from an agent that does not dial back, whose sessions are SSH inside the TLS of its tunnel.
 {CLIENTS} clients; bulk data in rows of {ROW} bytes. Where the time goes is in
 [decisions/0009-database-chain.md](decisions/0009-database-chain.md).
 """

@@ -207,14 +207,20 @@ class Cluster:
         )
         return value
 
-    def agent(self, name: str, kinds: str, services: str, *, token: dict[str, Any] | None = None) -> Daemon:
-        """An agent that joins with a token of its own, or this one, through the one port; not started yet."""
+    def agent(
+        self, name: str, kinds: str, services: str, *, token: dict[str, Any] | None = None, settings: str = ""
+    ) -> Daemon:
+        """An agent that joins with a token of its own, or this one, through the one port; not started yet.
+
+        settings: further lines of its `teleport` section.
+        """
         token = token or self.token(kinds)
         config = self.root / f"{name}.yaml"
         config.write_text(
             f"version: v3\n"
             f"teleport:\n  nodename: {name}\n  data_dir: {self.root}/{name}\n  proxy_server: localhost:{self.port}\n"
             f"  ca_pin: {token['ca_pin']}\n  join_params:\n    method: token\n    token_name: {token['token']}\n"
+            + settings
             + services
         )
         return self.daemon(config)
