@@ -8,6 +8,7 @@ import random
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ import pytest
 from monoport.audit.events import make, parse
 from monoport.audit.log import SpoolLog
 from monoport.audit.ship import GATHER, ship
-from monoport.audit.spool import Spool, SpoolError
+from monoport.audit.spool import SPACING, Spool, SpoolError
 
 WRITER = """
 import asyncio, sys
@@ -91,6 +92,28 @@ async def test_events_of_many_tasks_share_syncs(spool, ids, monkeypatch):
             group.create_task(spool.append(event))
     assert 1 <= len(syncs) < 100
     assert await everything(spool) == [event.id for event in events]
+    assert len(syncs) == 5, "the first alone, three times ten, and the rest"
+
+
+async def test_those_who_waited_together_share_the_next_sync_too(spool, ids, monkeypatch):
+    """On a disk slower than the pause between two hand-overs, of which the first to come back waits for nothing."""
+    syncs = []
+
+    def slow(file: int) -> None:
+        end = time.monotonic() + 2 * SPACING
+        while time.monotonic() < end:
+            pass
+        syncs.append(file)
+
+    monkeypatch.setattr(os, "fdatasync", slow)
+    rounds = 20
+
+    async def ask() -> None:
+        for _ in range(rounds):
+            await spool.append(make(ids, "test.one", {}))
+
+    await asyncio.gather(*(ask() for _ in range(4)))
+    assert len(syncs) <= rounds + 2, "the first came alone, and those behind it went ahead of it"
 
 
 async def test_an_event_is_on_disk_when_append_returns(spool, ids, tmp_path):
@@ -310,6 +333,10 @@ async def test_damage_alone_is_passed_over_and_what_follows_is_shipped(tmp_path,
 
 async def test_many_who_wait_are_synced_in_groups_of_a_bounded_size(spool, ids, monkeypatch):
     monkeypatch.setattr("monoport.audit.spool.GROUP", 10)
+    syncs = []
+    sync = os.fdatasync
+    monkeypatch.setattr(os, "fdatasync", lambda file: (syncs.append(file), sync(file)))
     events = [make(ids, "test.group", {}) for _ in range(35)]
     await asyncio.gather(*(spool.append(event) for event in events))
     assert await everything(spool) == [event.id for event in events]
+    assert len(syncs) == 5, "the first alone, three times ten, and the rest"

@@ -20,13 +20,17 @@ __all__ = ["Batch", "Position", "Spool", "SpoolError", "Waiting"]
 
 GROUP: Final = 1024  # appends in one sync; bounds how long the first of them waits
 # Seconds between two hand-overs. One, with its sync, costs some 100 us of processor time, for one line
-# as for fifty: a busy spool pays for at most 500 a second, and an event waits 2 ms at most; an idle one never waits.
+# as for fifty: a busy spool pays for at most 500 a second, and an idle one's event never waits.
 SPACING: Final = 0.002
+# Seconds that events wait for company behind a hand-over of several: whoever waited for those goes on at the same
+# moment, and is back about then. Without it every other sync held one event.
+COMPANY: Final = 0.001
 
 T = TypeVar("T")
 
 
 _Append = tuple[list[bytes], asyncio.Future[None]]  # the lines of one call, and who waits for them
+_Outcome = tuple[asyncio.Future[Any], object, Exception | None]  # who waits, and the result or what failed
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +55,8 @@ class Spool:
         self._jobs: queue.SimpleQueue[_Lines | _Call | None] = queue.SimpleQueue()
         self._gathered: list[_Append] = []  # since the last hand-over
         self._next = 0.0  # when the next hand-over may be, by the loop's clock
+        self._syncing = 0  # hand-overs that the thread has not answered: what comes meanwhile goes together
+        self._company = False  # the last hand-over held events of several callers
         self._timer: asyncio.TimerHandle | None = None
         self._ended: asyncio.Future[None] = self._loop.create_future()
         self._news = asyncio.Event()
@@ -84,11 +90,8 @@ class Spool:
             raise SpoolError("the spool is closed")
         future: asyncio.Future[None] = self._loop.create_future()
         self._gathered.append(([encode(event) for event in events], future))
-        if self._timer is None:
-            if self._loop.time() >= self._next:
-                self._hand_over()
-            else:
-                self._timer = self._loop.call_at(self._next, self._hand_over)
+        if self._timer is None and not self._syncing:
+            self._soon()
         await future
 
     async def unshipped(self, limit: int = 256) -> Batch:
@@ -145,6 +148,15 @@ class Spool:
             raise SpoolError("the spool is closed")
         self._jobs.put(job)
 
+    def _soon(self) -> None:
+        """Give the thread what was gathered, as soon as it may be."""
+        now = self._loop.time()
+        begin = max(self._next, now + COMPANY) if self._company else self._next
+        if now >= begin:
+            self._hand_over()
+        else:
+            self._timer = self._loop.call_at(begin, self._hand_over)
+
     def _hand_over(self) -> None:
         """Give the thread what was gathered."""
         if self._timer is not None:
@@ -152,26 +164,20 @@ class Spool:
             self._timer = None
         self._next = self._loop.time() + SPACING
         gathered, self._gathered = self._gathered, []
-        if gathered:
-            self._jobs.put(_Lines(gathered))
+        self._company = len(gathered) > 1
+        for start in range(0, len(gathered), GROUP):
+            self._syncing += 1
+            self._jobs.put(_Lines(gathered[start : start + GROUP]))
 
     def _run(self) -> None:
         segments = self._files()
         while (job := self._jobs.get()) is not None:
-            appends: list[_Append] = []
-            while isinstance(job, _Lines):
-                appends += job.appends
-                if len(appends) >= GROUP or self._jobs.empty():
-                    break
-                job = self._jobs.get()
-            if appends:
-                self._write(segments, appends)
-            if job is None:
-                break
-            if isinstance(job, _Call):
+            if isinstance(job, _Lines):
+                self._write(segments, job.appends)
+            else:
                 self._answer(job)
         segments.close()
-        self._tell([(self._ended, None, None)], news=False)
+        self._tell([(self._ended, None, None)])
 
     def _write(self, segments: Segments, appends: list[_Append]) -> None:
         failure: Exception | None = None
@@ -179,22 +185,22 @@ class Spool:
             segments.write([line for lines, _ in appends for line in lines])
         except Exception as error:  # noqa: BLE001  it is raised again, in each caller
             failure = error
-        self._tell([(future, None, failure) for _, future in appends], news=failure is None)
+        self._tell([(future, None, failure) for _, future in appends], synced=True)
 
     def _answer(self, job: _Call) -> None:
         try:
-            self._tell([(job.future, job.run(), None)], news=False)
+            self._tell([(job.future, job.run(), None)])
         except Exception as error:  # noqa: BLE001  it is raised again, in the caller
-            self._tell([(job.future, None, error)], news=False)
+            self._tell([(job.future, None, error)])
 
-    def _tell(self, outcomes: list[tuple[asyncio.Future[Any], object, Exception | None]], *, news: bool) -> None:
+    def _tell(self, outcomes: list[_Outcome], *, synced: bool = False) -> None:
         try:
-            self._loop.call_soon_threadsafe(self._deliver, outcomes, news)
+            self._loop.call_soon_threadsafe(self._deliver, outcomes, synced)
         except RuntimeError:
             if not self._loop.is_closed():  # a closed loop has nobody left who waits
                 raise
 
-    def _deliver(self, outcomes: list[tuple[asyncio.Future[Any], object, Exception | None]], news: bool) -> None:
+    def _deliver(self, outcomes: list[_Outcome], synced: bool) -> None:
         for future, result, error in outcomes:
             if future.done():  # its caller was cancelled; the event is kept all the same
                 continue
@@ -202,5 +208,8 @@ class Spool:
                 future.set_result(result)
             else:
                 future.set_exception(error)
-        if news:
+        if synced:
             self._news.set()
+            self._syncing -= 1
+            if self._gathered and self._timer is None and not self._syncing:
+                self._soon()
