@@ -20,7 +20,9 @@ from monoport.audit.log import SpoolLog
 from monoport.audit.spool import Spool
 from monoport.daemon import logs
 from monoport.net import eventloop, heap
-from monoport.net.listener import Limits, Listener, bind
+from monoport.net.arrival import Limits
+from monoport.net.listener import Listener
+from monoport.net.ports import bind
 from monoport.net.relay import relay
 from monoport.net.sockets import connect
 from monoport.proxy.connection import Connection, FrontDoor, serve

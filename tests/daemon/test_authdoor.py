@@ -23,7 +23,7 @@ from monoport.config.load import parse
 from monoport.daemon.authdoor import AuthDoor
 from monoport.daemon.host import Identities, join
 from monoport.errors import Failure
-from monoport.net.listener import bind
+from monoport.net.ports import bind
 from monoport.net.sockets import connect
 from monoport.net.stream import Stream
 from monoport.net.tls import connect_tls

@@ -18,7 +18,7 @@ from monoport.audit.metrics import CONTENT_TYPE, TABLE, Histogram, Metrics, Samp
 from monoport.config import Address, Config
 from monoport.daemon import diagnostics, measure, start
 from monoport.daemon.datadir import open_data_directory
-from monoport.net import listener
+from monoport.net import ports
 from monoport.net.sockets import connect
 
 PATIENCE = 20.0  # seconds for what must happen, on a busy machine
@@ -54,7 +54,7 @@ async def served(waits: Mapping[str, str], *samples: Sample) -> AsyncIterator[in
     async def readiness() -> Mapping[str, str]:
         return waits
 
-    sockets = listener.bind("127.0.0.1", 0)
+    sockets = ports.bind("127.0.0.1", 0)
     port: int = sockets[0].getsockname()[1]
     async with asyncio.TaskGroup() as group:
         app = diagnostics.application(Metrics(lambda: samples), readiness)
@@ -65,7 +65,7 @@ async def served(waits: Mapping[str, str], *samples: Sample) -> AsyncIterator[in
 
 
 async def test_what_does_less_than_it_should_is_ready_and_says_so() -> None:
-    sockets = listener.bind("127.0.0.1", 0)
+    sockets = ports.bind("127.0.0.1", 0)
     port: int = sockets[0].getsockname()[1]
     less = {"node": "it goes on unrecorded"}
 
@@ -151,7 +151,7 @@ async def test_a_warning_where_strangers_can_ask(host: str, warned: bool) -> Non
     with capture_logs() as lines:
         async with asyncio.TaskGroup() as group:
             app = diagnostics.application(Metrics(lambda: ()), nothing)
-            sockets = listener.bind(host, 0)
+            sockets = ports.bind(host, 0)
             serving = group.create_task(diagnostics.serve(sockets, app))
             await asyncio.sleep(0)  # a turn of the loop, in which it begins
             serving.cancel()

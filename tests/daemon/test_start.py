@@ -21,7 +21,7 @@ from monoport.daemon import agents, authdoor, start
 from monoport.daemon.agents import Service
 from monoport.daemon.datadir import open_data_directory
 from monoport.errors import Failure
-from monoport.net.listener import Limits
+from monoport.net.arrival import Limits
 from monoport.net.sockets import ConnectError, connect
 from monoport.net.tls import connect_tls
 

@@ -13,10 +13,12 @@ import pytest
 
 from monoport.access.resources import parse_document
 from monoport.errors import Failure
+from monoport.net.arrival import Arrival, Limits
 from monoport.net.balancers import Balancers
 from monoport.net.deadlines import Deadlines
-from monoport.net.listener import Arrival, Limits, Listener, bind
+from monoport.net.listener import Listener
 from monoport.net.memory import pair
+from monoport.net.ports import bind
 from monoport.net.sockets import connect
 from monoport.net.stream import Stream
 from monoport.net.tls import HandshakeError, TlsError, TlsStream, connect_tls

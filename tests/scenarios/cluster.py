@@ -34,8 +34,8 @@ from monoport.daemon import agents
 from monoport.daemon.datadir import DataDirectory, open_data_directory
 from monoport.daemon.frontdoor import Proxy
 from monoport.daemon.member import Member, member
+from monoport.net.arrival import Arrival
 from monoport.net.deadlines import Deadlines
-from monoport.net.listener import Arrival
 from monoport.net.memory import pair
 from monoport.net.stream import Stream
 from monoport.net.tls import TlsStream, connect_tls

@@ -11,8 +11,10 @@ from ipaddress import ip_network
 import pytest
 from structlog.testing import capture_logs
 
+from monoport.net.arrival import Arrival, Limits
 from monoport.net.balancers import Balancers
-from monoport.net.listener import Arrival, Limits, Listener, bind
+from monoport.net.listener import Listener
+from monoport.net.ports import bind
 from monoport.net.sockets import SocketStream, connect
 from monoport.wire.proxyprotocol import V2
 

@@ -13,7 +13,9 @@ import pytest
 from structlog.testing import capture_logs
 
 from monoport.net import listener as listening
-from monoport.net.listener import Arrival, LateError, Limits, Listener, ListenError, bind
+from monoport.net.arrival import Arrival, LateError, Limits
+from monoport.net.listener import Listener
+from monoport.net.ports import ListenError, bind
 from monoport.net.sockets import ConnectError, SocketStream, connect, connect_unix
 from monoport.net.stream import EndOfStream
 

@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from monoport.net.listener import Arrival, Limits, Listener, bind
+from monoport.net.arrival import Arrival, Limits
+from monoport.net.listener import Listener
+from monoport.net.ports import bind
 from monoport.net.sockets import connect
 from monoport.net.tls import HandshakeError, TlsStream, connect_tls, serve_tls
 

@@ -16,8 +16,9 @@ from starlette.types import ASGIApp
 from monoport.auth.client import AuthClient
 from monoport.auth.keys import Credentials
 from monoport.auth.local import LocalAuth
+from monoport.net.arrival import Arrival, Limits
 from monoport.net.http import serve_http
-from monoport.net.listener import Arrival, Limits, Listener
+from monoport.net.listener import Listener
 from monoport.net.tls import HandshakeError, serve_tls
 from monoport.proxy.contexts import Contexts, KeyPair
 from monoport.proxy.web.app import LIMITS, joining

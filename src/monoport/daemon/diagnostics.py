@@ -20,9 +20,10 @@ from starlette.routing import Route
 
 from monoport import __version__
 from monoport.audit.metrics import CONTENT_TYPE, Metrics
+from monoport.net.arrival import Arrival, Limits, Source
 from monoport.net.http import Limits as HttpLimits
 from monoport.net.http import serve_http
-from monoport.net.listener import Arrival, Limits, Listener, Source
+from monoport.net.listener import Listener
 
 # A handful of scrapers and probes, each with a connection or two; more wait, and one address cannot take all.
 CONNECTIONS = Limits(connections=64, per_source=32)

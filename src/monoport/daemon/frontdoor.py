@@ -21,8 +21,9 @@ from monoport.config import Config
 from monoport.config.model import KeyPair as KeyPairFiles
 from monoport.daemon.member import Member
 from monoport.errors import Failure
+from monoport.net.arrival import Limits
 from monoport.net.balancers import Balancers
-from monoport.net.listener import Limits, Listener
+from monoport.net.listener import Listener
 from monoport.net.sockets import SocketStream
 from monoport.proxy.auth import AuthService
 from monoport.proxy.connection import FrontDoor, Handler, serve

@@ -32,7 +32,7 @@ from monoport.daemon.frontdoor import Proxy
 from monoport.daemon.member import Member, member
 from monoport.daemon.reach import Known
 from monoport.errors import Failure
-from monoport.net import eventloop, heap, listener
+from monoport.net import eventloop, heap, ports
 from monoport.proxy.connection import FrontDoor
 
 ANSWER = 2.0  # seconds that the storage has to prove that it is there: probes themselves give up after a few
@@ -80,13 +80,13 @@ def _bind(config: Config) -> dict[str, list[socket.socket]]:
     try:
         for name, section, key, address in _addresses(config):
             try:
-                bound[name] = listener.bind(address.host, address.port)
+                bound[name] = ports.bind(address.host, address.port)
                 keys[name] = f"{section}.{key}"
                 # The system lets one process bind an address twice, and fails when the second is to listen.
                 for other in (one for one in bound if one != name and _overlap(bound[one], bound[name])):
                     message = f"{address} is taken by {keys[other]}; expected an address of its own"
                     raise config.error(section, key, message)
-            except listener.ListenError as error:
+            except ports.ListenError as error:
                 message = f"{error}; expected a free address of this host (does another daemon run?)"
                 raise config.error(section, key, message) from error
     except BaseException:

@@ -8,14 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address
-from typing import TYPE_CHECKING
 
 import structlog
 
+from monoport.net.arrival import Arrival
 from monoport.wire import proxyprotocol
-
-if TYPE_CHECKING:
-    from monoport.net.listener import Arrival
 
 _log = structlog.get_logger()
 

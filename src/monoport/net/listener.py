@@ -1,6 +1,6 @@
 """Accepting: slots, deadlines, one task per connection.
 
-Belongs here: `Listener`, `Arrival`, `Limits`, `bind`. Does not belong here: what the first bytes mean.
+Belongs here: `Listener`. Does not belong here: the sockets that it accepts on (`ports`), what the first bytes mean.
 """
 
 from __future__ import annotations
@@ -11,22 +11,20 @@ import os
 import socket
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from ipaddress import IPv6Address
 from typing import Any
 
 import structlog
 
-from monoport.errors import Failure
+from monoport.net.arrival import Arrival, LateError, Limits, Source
 from monoport.net.balancers import Balancers, introduce
 from monoport.net.deadlines import Deadlines
+from monoport.net.ports import listen
 from monoport.net.reactor import READ, Reactor
-from monoport.net.sockets import SocketStream, keep_alive
-from monoport.net.stream import EndOfStream, Stream
+from monoport.net.sockets import SocketStream
 from monoport.wire.proxyprotocol import ProxyHeaderError
 
-BACKLOG = 4096  # connections the kernel keeps while we are busy; somaxconn caps it
 ACCEPTS = 64  # per turn of the loop, so that a flood of new connections leaves room for the old ones
 REST = 0.25  # seconds without accepting after the process ran out of descriptors or memory
 PER_SOURCE = 512  # connections from one address unless configured: a large office behind one NAT
@@ -45,76 +43,6 @@ PASSING = {
     errno.EPERM,
     errno.EINTR,
 }
-
-Source = tuple[str, int]
-
-
-class ListenError(Failure):
-    """An address cannot be listened on; the text names it and why."""
-
-
-class LateError(TimeoutError):
-    """The peer let a deadline of the listener pass."""
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What strangers may take.
-
-    connections: slots in all. per_source: slots of one address (of one /64 in IPv6); None means PER_SOURCE, and
-    loopback exempt. first_bytes: seconds from accept until the connection is routed. handshake: seconds from accept
-    until TLS is done.
-    """
-
-    connections: int = 8192
-    per_source: int | None = None
-    first_bytes: float = 5.0
-    handshake: float = 10.0
-
-
-class Arrival:
-    """A connection that was accepted and has a slot.
-
-    id: short, unique in this process and, with its random part, in practice everywhere. source: address and port, the
-    client's own where a balancer has told them. share: the key that the source is counted under, "" where no limit
-    holds. first: the bytes received so far. accepted: the loop's clock, seconds.
-    """
-
-    __slots__ = ("_handshake", "_hello", "accepted", "first", "id", "share", "source", "stream")
-
-    def __init__(
-        self, name: str, stream: SocketStream, source: Source, hello: Deadlines[Arrival], handshake: Deadlines[Arrival]
-    ) -> None:
-        self.id = name
-        self.stream: Stream = stream
-        self.source = source
-        self.share = ""
-        self.first = b""
-        self.accepted = stream.loop.time()
-        self._hello = hello
-        self._handshake = handshake
-        hello.begin(self, self.accepted)
-        handshake.begin(self, self.accepted)
-
-    async def more(self) -> bytes:
-        """Wait for further bytes and return all of `first`; raises LateError, EndOfStream, ConnectionError."""
-        data = await self.stream.read()
-        if not data:
-            raise EndOfStream(f"the client ended its direction after {len(self.first)} bytes")
-        self.first = self.first + data if self.first else data
-        return self.first
-
-    def routed(self) -> None:
-        """The first bytes have said where to: their deadline is over."""
-        self._hello.done(self)
-
-    def settled(self) -> None:
-        """TLS is done, or there is none: no deadline is left."""
-        self._handshake.done(self)
-
-    def late(self, what: str, seconds: float) -> None:
-        """A deadline has passed: whoever waits for the stream is told."""
-        self.stream.abort(LateError(f"no {what} within {seconds:g} s of connecting"))
 
 
 class _Drained(Exception):
@@ -187,7 +115,7 @@ class Listener:
             async with asyncio.TaskGroup() as group:
                 self._group = group
                 for sock in self._sockets:
-                    _listen(sock)
+                    listen(sock)
                 self._resume()
                 grace = await self._drain
                 self._close()
@@ -382,60 +310,3 @@ async def _first(arrival: Arrival, patience: float) -> bool:
 
 def _log_refusal(connection: str, source: Source, code: str, reason: str) -> None:
     structlog.get_logger().info("refused", connection=connection, source=source[0], code=code, reason=reason)
-
-
-def bind(host: str, port: int) -> list[socket.socket]:
-    """Bound sockets for every address of `host` ("" for all); port 0 picks one for all; raises ListenError.
-
-    They do not listen yet: `Listener.run` does that, so that a port opens only when there is somebody to serve it.
-    """
-    try:
-        found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    except socket.gaierror as error:
-        raise ListenError(f"{host}:{port} cannot be listened on: {error.strerror}") from error
-    sockets: list[socket.socket] = []
-    try:
-        for family, _, _, _, address in found:
-            chosen = sockets[0].getsockname()[1] if sockets and not port else port
-            sockets.append(_bound(family, (address[0], chosen, *address[2:])))
-    except BaseException:
-        for sock in sockets:
-            sock.close()
-        raise
-    return sockets
-
-
-def _bound(family: int, address: tuple[Any, ...]) -> socket.socket:
-    sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
-    try:
-        # SO_REUSEADDR for restarts; never SO_REUSEPORT, with which two daemons would silently share a port.
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if family == socket.AF_INET6:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        keep_alive(sock)  # inherited by every accepted socket
-        sock.bind(address)
-    except OSError as error:
-        sock.close()
-        raise _not(address, error) from error
-    return sock
-
-
-def _listen(sock: socket.socket) -> None:
-    sock.setblocking(False)
-    try:
-        sock.listen(BACKLOG)
-    except OSError as error:  # another process bound the same port and was quicker to listen
-        raise _not(sock.getsockname(), error) from error
-
-
-def _not(address: tuple[Any, ...], error: OSError) -> ListenError:
-    return ListenError(f"{address[0]}:{address[1]} cannot be listened on: {_why(error)}")
-
-
-def _why(error: OSError) -> str:
-    if error.errno == errno.EADDRINUSE:
-        return "it is in use"
-    if error.errno == errno.EACCES:
-        return "ports below 1024 need CAP_NET_BIND_SERVICE"
-    return error.strerror or str(error)

@@ -16,7 +16,7 @@ from cryptography import x509
 from monoport.access.claims import IdentityError
 from monoport.access.identity import from_x509
 from monoport.errors import Failure
-from monoport.net.listener import Arrival, LateError, Source
+from monoport.net.arrival import Arrival, LateError, Source
 from monoport.net.meter import Meter
 from monoport.net.stream import Stream, linger
 from monoport.net.tls import HandshakeError, serve_tls

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from monoport.access.lease import Leases
-from monoport.net.listener import Source
+from monoport.net.arrival import Source
 from monoport.proxy.source import shown
 from monoport.routing.outcome import Kind, Refusal, Route
 

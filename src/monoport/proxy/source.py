@@ -3,7 +3,7 @@
 Belongs here: that one form. Which address it is, the listener knows.
 """
 
-from monoport.net.listener import Source
+from monoport.net.arrival import Source
 
 
 def shown(source: Source) -> str:

@@ -17,7 +17,8 @@ from typing import Any
 import psycopg
 
 from monoport import protocols
-from monoport.net.listener import Limits, Listener
+from monoport.net.arrival import Limits
+from monoport.net.listener import Listener
 from monoport.proxy import connection
 from monoport.proxy.registry import Connections
 from monoport.routing.outcome import Kind

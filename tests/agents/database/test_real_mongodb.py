@@ -17,7 +17,8 @@ from pymongo.errors import OperationFailure
 from monoport import protocols
 from monoport.access.claims import Destination
 from monoport.config.model import Database as Configured
-from monoport.net.listener import Arrival, Limits, Listener
+from monoport.net.arrival import Arrival, Limits
+from monoport.net.listener import Listener
 from monoport.proxy import connection
 from monoport.proxy.registry import Connections
 from monoport.routing.outcome import Kind

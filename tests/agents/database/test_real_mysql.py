@@ -21,7 +21,8 @@ from monoport import protocols
 from monoport.access.claims import Destination
 from monoport.access.resources import Role
 from monoport.auth.keys import load_chain
-from monoport.net.listener import Limits, Listener
+from monoport.net.arrival import Limits
+from monoport.net.listener import Listener
 from monoport.net.sockets import connect
 from monoport.proxy import connection
 from monoport.proxy.registry import Connections

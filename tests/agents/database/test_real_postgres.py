@@ -20,7 +20,8 @@ import pytest
 
 from monoport.access.claims import Destination
 from monoport.access.resources import Lock, Role
-from monoport.net.listener import Arrival, Limits, Listener
+from monoport.net.arrival import Arrival, Limits
+from monoport.net.listener import Listener
 from monoport.net.relay import relay
 from monoport.net.sockets import connect
 from monoport.net.tls import connect_tls

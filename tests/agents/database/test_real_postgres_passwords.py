@@ -14,7 +14,8 @@ import pytest
 
 from monoport.auth.keys import load_chain
 from monoport.config.model import DatabaseTls
-from monoport.net.listener import Arrival, Limits, Listener
+from monoport.net.arrival import Arrival, Limits
+from monoport.net.listener import Listener
 from monoport.net.relay import relay
 from monoport.net.sockets import connect
 from monoport.net.tls import connect_tls, serve_tls
