@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from monoport.access.duration import format_duration, parse_duration
+from monoport.access.fields import MAX_TTL
 from monoport.access.presets import PRESETS
-from monoport.access.resources import MAX_TTL, ResourceError, parse_document, to_document
+from monoport.access.resources import ResourceError, parse_document, to_document
 from monoport.access.roles import logins_for, session_ttl
 
 

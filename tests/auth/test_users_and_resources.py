@@ -5,8 +5,8 @@ from datetime import timedelta
 import pytest
 from cryptography import x509
 
+from monoport.access.fields import MAX_TTL
 from monoport.access.identity import from_ssh, from_x509
-from monoport.access.resources import MAX_TTL
 from monoport.auth import messages
 from monoport.auth.keys import generate
 from monoport.auth.refusals import Conflict, Exists, Invalid, LoginLocked, NotFound, UserLocked, WrongPassword

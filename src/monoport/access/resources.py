@@ -1,34 +1,33 @@
 """Resource documents: `{kind, version, metadata: {name, labels, expires}, spec}` as frozen models.
 
 Belongs here: the shape of every document, its bounds, and one-line errors that name the path of what is wrong.
-Does not: reading files (cli), storing (auth), evaluating roles (roles.py).
+Does not: single fields (fields.py), reading files (cli), storing (auth), evaluating roles (roles.py).
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Annotated, Final, Literal, Self
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    PlainSerializer,
-    ValidationError,
-    model_validator,
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from monoport.access.fields import (
+    DNS_LABEL,
+    MAX_LIST,
+    DnsLabel,
+    Instant,
+    Labels,
+    Name,
+    Patterns,
+    Selector,
+    Text,
+    Texts,
+    Ttl,
+    sequence,
 )
-
-from monoport.access.claims import MAX_NAME, IdentityError, check_name
-from monoport.access.duration import format_duration, parse_duration
 from monoport.errors import Failure
-
-MAX_LIST: Final = 256  # entries of any list or map in a document: a role is read on every decision
-MAX_TTL: Final = timedelta(days=30)  # a user's certificate is meant to be short-lived; longer is a mistake in units
 
 VERBS: Final = ("read", "list", "create", "update", "delete")
 API_KINDS: Final = (
@@ -36,112 +35,12 @@ API_KINDS: Final = (
     *("trusted_cluster", "proxy", "auth", "certificate"),
 )
 TOKEN_TYPES: Final = ("node", "db", "app", "kube", "trusted_cluster", "proxy", "auth")
-TRAITS: Final = ("logins", "db_users", "db_names", "kubernetes_users", "kubernetes_groups")
-TRAIT: Final = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,62}", re.ASCII)  # the name of a trait; TRAITS are monoport's own
-# Text, one template, text: a second template in one entry would multiply what a role holds.
-TEMPLATE: Final = re.compile(
-    r"(?P<before>[^{}]*)\{\{\s*(?P<space>internal|external)\.(?P<trait>[A-Za-z0-9_.-]+)\s*\}\}(?P<after>[^{}]*)",
-    re.ASCII,
-)
 
-DNS_LABEL: Final = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?", re.ASCII)
 _RESERVED: Final = frozenset({"kube", "db"})
 
 
 class ResourceError(Failure):
     """A document has the wrong shape; the text names the path of what is wrong."""
-
-
-def _printing(value: str) -> str:
-    try:
-        check_name("value", value)
-    except IdentityError as error:
-        raise ValueError(str(error).removeprefix("identity: value: ")) from error
-    return value
-
-
-def _key(value: str) -> str:
-    if "/" in value:  # names are the last part of storage keys and of `tctl get KIND/NAME`
-        raise ValueError("must not contain /")
-    return value
-
-
-def _dns_label(value: str) -> str:
-    if not DNS_LABEL.fullmatch(value):
-        raise ValueError("expected a lower-case DNS label")
-    return value
-
-
-def _no_template(value: str) -> str:
-    if "{{" in value:
-        raise ValueError("templates are not allowed here")
-    return value
-
-
-def _template(value: str) -> str:
-    if "{{" not in value and "}}" not in value:
-        return value
-    found = TEMPLATE.fullmatch(value)
-    own = f"one of {', '.join(f'{{{{internal.{trait}}}}}' for trait in TRAITS)}"
-    if found is None:
-        raise ValueError(f"expected {own}, or {{{{external.NAME}}}}, once, with or without text around it")
-    if (found["space"] == "internal") is not (found["trait"] in TRAITS):
-        raise ValueError(f"expected {own}; other traits are {{{{external.NAME}}}}")
-    if not TRAIT.fullmatch(found["trait"]):
-        raise ValueError(
-            f"{found['trait']!a} is no name of a trait: expected letters, digits and . _ -, a letter first"
-        )
-    return value
-
-
-def _selectors(value: object) -> object:
-    if value == "*":
-        return {"*": ("*",)}
-    if isinstance(value, dict):
-        return {key: (one,) if isinstance(one, str) else one for key, one in value.items()}
-    return value
-
-
-def _star_alone(value: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
-    if "*" in value and "*" not in value["*"]:
-        raise ValueError("the label '*' takes only the value '*'")
-    return value
-
-
-def _duration(value: object) -> object:
-    return parse_duration(value) if isinstance(value, str) else value
-
-
-def _instant(value: object) -> object:
-    if isinstance(value, str):
-        value = datetime.fromisoformat(value)
-    if isinstance(value, datetime):
-        return value.astimezone(UTC) if value.tzinfo else value.replace(tzinfo=UTC)
-    return value
-
-
-def _sequence(value: object) -> object:
-    return tuple(value) if isinstance(value, list) else value
-
-
-Text = Annotated[str, Field(max_length=MAX_NAME), AfterValidator(_printing)]
-Name = Annotated[Text, AfterValidator(_key)]
-DnsLabel = Annotated[str, AfterValidator(_dns_label)]
-Texts = Annotated[tuple[Text, ...], Field(max_length=MAX_LIST), BeforeValidator(_sequence)]
-Plain = Annotated[Text, AfterValidator(_no_template)]
-Pattern = Annotated[Text, AfterValidator(_template)]
-Patterns = Annotated[tuple[Pattern, ...], Field(max_length=MAX_LIST), BeforeValidator(_sequence)]
-Labels = Annotated[dict[Plain, Plain], Field(max_length=MAX_LIST)]
-Selector = Annotated[
-    dict[Plain, Annotated[tuple[Pattern, ...], Field(max_length=MAX_LIST, min_length=1), BeforeValidator(_sequence)]],
-    Field(max_length=MAX_LIST),
-    BeforeValidator(_selectors),
-    AfterValidator(_star_alone),
-]
-Ttl = Annotated[
-    timedelta, Field(gt=timedelta(0), le=MAX_TTL), BeforeValidator(_duration), PlainSerializer(format_duration)
-]
-Instant = Annotated[datetime, BeforeValidator(_instant)]
 
 
 class _Model(BaseModel):
@@ -170,8 +69,8 @@ class _Document(_Model):
 class Rule(_Model):
     """Verbs allowed or denied on kinds of the auth service's own resources."""
 
-    resources: Annotated[tuple[Literal["*"] | str, ...], Field(min_length=1), BeforeValidator(_sequence)]
-    verbs: Annotated[tuple[Literal["*"] | str, ...], Field(min_length=1), BeforeValidator(_sequence)]
+    resources: Annotated[tuple[Literal["*"] | str, ...], Field(min_length=1), BeforeValidator(sequence)]
+    verbs: Annotated[tuple[Literal["*"] | str, ...], Field(min_length=1), BeforeValidator(sequence)]
 
     @model_validator(mode="after")
     def _known(self) -> Self:
@@ -203,8 +102,8 @@ class Conditions(_Model):
     kubernetes_labels: Selector = {}
     kubernetes_users: Patterns = ()
     kubernetes_groups: Patterns = ()
-    kubernetes_resources: Annotated[tuple[KubernetesResource, ...], BeforeValidator(_sequence)] = ()
-    rules: Annotated[tuple[Rule, ...], Field(max_length=MAX_LIST), BeforeValidator(_sequence)] = ()
+    kubernetes_resources: Annotated[tuple[KubernetesResource, ...], BeforeValidator(sequence)] = ()
+    rules: Annotated[tuple[Rule, ...], Field(max_length=MAX_LIST), BeforeValidator(sequence)] = ()
 
 
 class Recording(StrEnum):
@@ -361,7 +260,7 @@ class TokenSpec(_Model):
     types: Annotated[
         tuple[Literal["node", "db", "app", "kube", "trusted_cluster", "proxy", "auth"], ...],
         Field(min_length=1),
-        BeforeValidator(_sequence),
+        BeforeValidator(sequence),
     ]
     nodes: Texts = ()
     databases: Texts = ()

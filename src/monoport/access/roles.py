@@ -14,7 +14,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 from typing import Final
 
-from monoport.access.resources import TEMPLATE, Role, Rule
+from monoport.access.fields import TEMPLATE
+from monoport.access.resources import Role, Rule
 
 ANY: Final = "*"
 

@@ -10,8 +10,9 @@ from datetime import datetime, timedelta
 from typing import Final
 
 from monoport.access.claims import Identity, Kind
+from monoport.access.fields import TEMPLATE
 from monoport.access.forwarding import Forwarding
-from monoport.access.resources import TEMPLATE, Conditions, Role, User
+from monoport.access.resources import Conditions, Role, User
 from monoport.access.roles import logins_for, session_ttl
 
 USER_TTL: Final = timedelta(hours=12)  # a working day (design section 7); roles may set another

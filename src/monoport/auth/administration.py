@@ -9,9 +9,9 @@ from datetime import timedelta
 from typing import assert_never
 
 from monoport.access.decide import Denied, sight, visible
+from monoport.access.fields import MAX_TTL
 from monoport.access.identity import Identity, Kind
 from monoport.access.resources import (
-    MAX_TTL,
     Database,
     Lock,
     LockSpec,

@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from monoport.access.resources import DNS_LABEL
+from monoport.access.fields import DNS_LABEL
 from monoport.auth.names import canonical_name
 from monoport.auth.refusals import Exists, Invalid, NotFound, TokenExpired, TokenType, TokenUnknown
 from monoport.auth.storage.interface import Item, NotFoundError, Storage

@@ -8,9 +8,8 @@ issued before ends running sessions and asks for a new login; where it only adds
 from collections.abc import Callable, Mapping
 
 from monoport.access.claims import encode
+from monoport.access.fields import MAX_TTL, TRAIT
 from monoport.access.resources import (
-    MAX_TTL,
-    TRAIT,
     Lock,
     LockSpec,
     LockTarget,
