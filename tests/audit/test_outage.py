@@ -204,7 +204,7 @@ async def test_what_memory_cannot_hold_is_counted_and_noted(
     async with asyncio.TaskGroup() as group:
         running = group.create_task(log.run())
         with monkeypatch.context() as disk:
-            disk.setattr("monoport.audit.segments._write_all", failing(errno.ENOSPC))
+            disk.setattr("monoport.audit.segments.write_all", failing(errno.ENOSPC))
             for number in range(20):
                 await log.emit("db.query", n=number, text="x" * 150)
             waiting = log.outage.waiting
@@ -222,7 +222,7 @@ async def test_what_memory_cannot_hold_is_counted_and_noted(
 async def test_what_still_waits_at_the_end_is_said_to_be_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spool = await Spool.open(tmp_path / "spool")
     log = SpoolLog(spool)
-    monkeypatch.setattr("monoport.audit.segments._write_all", failing(errno.ENOSPC))
+    monkeypatch.setattr("monoport.audit.segments.write_all", failing(errno.ENOSPC))
     with capture_logs() as lines:
         async with asyncio.TaskGroup() as group:
             running = group.create_task(log.run())

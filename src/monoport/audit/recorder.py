@@ -40,6 +40,7 @@ from monoport.audit.asciicast import (
     encode_event,
     encode_header,
 )
+from monoport.audit.disk import sync_folder, write_all
 from monoport.errors import Failure
 
 FLUSH_SECONDS: Final = 0.5  # half of the second that a crash may cost, so that a slow disk has the other half
@@ -145,7 +146,7 @@ class Recordings:
         self._room(len(line))
         file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o600)
         try:
-            _write_all(file, line)
+            write_all(file, line)
             os.fdatasync(file)
         except OSError:
             os.close(file)
@@ -158,7 +159,7 @@ class Recordings:
         size = path.stat().st_size
         path.unlink()
         path.with_suffix(HASH).unlink(missing_ok=True)
-        _sync_folder(self.folder)
+        sync_folder(self.folder)
         self._used -= size
 
     def _append(self, file: int, data: bytes, size: int) -> None:
@@ -167,7 +168,7 @@ class Recordings:
             raise RecordingError(f"the recording has reached its limit of {self.limits.recording} bytes")
         self._room(len(data))
         try:
-            _write_all(file, data)
+            write_all(file, data)
             os.fdatasync(file)
         except OSError as error:
             with suppress(OSError):  # what is torn then is cut when the agent starts again
@@ -341,14 +342,14 @@ def _name_ended(path: Path, digest: str) -> None:
     try:
         file = os.open(ended.with_suffix(HASH), os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
-            _write_all(file, f"{digest}\n".encode())
+            write_all(file, f"{digest}\n".encode())
         finally:
             os.close(file)
     except OSError as error:  # a full disk: the recording itself is there
         ended.with_suffix(HASH).unlink(missing_ok=True)
         _log.warning("a recording's hash is not kept", recording=ended.stem, error=error.strerror)
     path.rename(ended)
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
 def noted_hash(path: Path) -> str:
@@ -387,17 +388,3 @@ def _last_time(file: BinaryIO, end: int) -> float:
         return decode_event(lines[-1]).time if lines else 0.0
     except CastError:  # the header
         return 0.0
-
-
-def _write_all(file: int, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(file, view) :]
-
-
-def _sync_folder(folder: Path) -> None:
-    file = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(file)
-    finally:
-        os.close(file)

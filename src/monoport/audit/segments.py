@@ -21,6 +21,7 @@ from typing import Final, NamedTuple, final
 
 import structlog
 
+from monoport.audit.disk import sync_folder, write_all
 from monoport.audit.events import MAX_EVENT, Event, EventError, parse, payload
 from monoport.errors import Failure
 
@@ -130,7 +131,7 @@ class Segments:
             if before >= self._limit:
                 self._rotate()
                 before = 0
-            _write_all(self._file, data)
+            write_all(self._file, data)
         except OSError as error:
             self._torn = before
             with suppress(SpoolError):  # a disk may be read-only for a while: the next write begins by trying again
@@ -249,7 +250,7 @@ class Segments:
         path = self._path(number)
         file = os.open(path, flags, 0o600)
         try:
-            _sync_folder(self._folder)
+            sync_folder(self._folder)
         except OSError:  # the file before it stays the current one, in name as in deed
             os.close(file)
             with suppress(OSError):  # where even that fails, the next try finds the file in its way and is refused
@@ -312,17 +313,3 @@ def _whole_lines(path: Path) -> int:
                 return begin + found + 1
             end = begin
     return 0
-
-
-def _write_all(file: int, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(file, view) :]
-
-
-def _sync_folder(folder: Path) -> None:
-    file = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(file)
-    finally:
-        os.close(file)

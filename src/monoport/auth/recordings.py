@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from monoport.audit.asciicast import MAX_LINE, CastError, decode_header
+from monoport.audit.disk import sync_folder
 from monoport.auth.refusals import Conflict, Exists, Invalid, NotFound, TooBusy
 
 Result = TypeVar("Result")
@@ -185,7 +186,7 @@ class Vault:
             self._owners.pop(recording.id)
             raise
         os.replace(part, self._folder / f"{recording.id}.cast")
-        _sync_folder(self._folder)
+        sync_folder(self._folder)
         database = self._opened()
         with database:
             marks = ", ".join("?" * len(fields(Recorded)))
@@ -254,7 +255,7 @@ class Vault:
         with database:
             database.execute("DELETE FROM recordings WHERE id = ?", (recording,))
         (self._folder / f"{recording}.cast").unlink(missing_ok=True)
-        _sync_folder(self._folder)
+        sync_folder(self._folder)
 
     async def close(self) -> None:
         """Close the index."""
@@ -323,11 +324,3 @@ def _verify(part: Path, recording: Recorded) -> None:
         if (size, digest.hexdigest()) != (recording.size, recording.sha256):
             raise Invalid(f"{size} octets came that are not the {recording.size} offered, or their SHA-256 is another")
         os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    file = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(file)
-    finally:
-        os.close(file)
