@@ -10,7 +10,7 @@ import hmac
 import importlib
 import random
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
@@ -18,9 +18,10 @@ import structlog
 from cryptography import x509
 
 from monoport import protocols
-from monoport.access.decide import UNACCEPTED, DatabaseLogin, Denied, Permit, authorize
-from monoport.access.identity import Identity, IdentityError, Kind, from_x509
+from monoport.access.decide import UNACCEPTED, Denied, Permit, authorize
+from monoport.access.identity import IdentityError, Kind, from_x509
 from monoport.access.lease import Leases
+from monoport.access.remembered import Remembered
 from monoport.access.resources import Database, DatabaseSpec, Lock, Metadata, Resource, Role
 from monoport.agents.database.certificates import Issuer, Signer
 from monoport.agents.database.engine import Engine, Entry, Session, Unreachable
@@ -53,7 +54,7 @@ class Directory(Protocol):
     def roles(self) -> Mapping[str, Role]: ...
 
     @property
-    def locks(self) -> Iterable[Lock]: ...
+    def locks(self) -> tuple[Lock, ...]: ...
 
     @property
     def cas(self) -> TrustedCas: ...
@@ -188,10 +189,15 @@ class Databases:
         permit, who = await self._authorised(asked)
         protocol = who["protocol"]
 
+        rights = Remembered(permit.identity)
+
         def deny(database: str, features: tuple[str, ...]) -> Denied | None:
             action = protocols.login(protocol, asked.user, database, features, self._table)
-            decision = self._decide(permit.identity, asked.target, action)
-            return decision if isinstance(decision, Denied) else None
+            directory = self._directory
+            known = rights.authorize(
+                self._resources[asked.target], action, directory.roles, directory.locks, self._now()
+            )
+            return known if isinstance(known, Denied) else None
 
         async def record(entries: Sequence[Entry]) -> None:
             await self._audit.emit_all([(kind, {**who, **fields}) for kind, fields in entries])
@@ -269,16 +275,14 @@ class Databases:
         }
         protocol = self._resources[asked.target].spec.protocol
         action = protocols.login(protocol, asked.user, asked.database, asked.features, self._table)
-        decision = self._decide(identity, asked.target, action)
+        directory = self._directory
+        resource = self._resources[asked.target]
+        decision = authorize(identity, resource, action, directory.roles, directory.locks, now)
         if isinstance(decision, Denied):
             _log.warning("session refused", **who, rule=decision.rule)
             await self._audit.emit("db.session.deny", **who, reason=decision.reason, rule=decision.rule)
             raise dial.DialRefused(dial.DENIED, decision.reason)
         return decision, who
-
-    def _decide(self, identity: Identity, name: str, action: DatabaseLogin) -> Permit | Denied:
-        directory = self._directory
-        return authorize(identity, self._resources[name], action, directory.roles, directory.locks, self._now())
 
     async def _cancel(self, asked: Preface, stream: Stream) -> None:
         name, session = self._sessions.get(asked.connection, ("", None))
