@@ -16,7 +16,8 @@ from asyncssh.constants import MSG_CHANNEL_EOF
 from monoport.net.meter import Meter
 from monoport.net.relay import relay
 from monoport.net.stream import HIGH_WATER, LOW_WATER, Data, Stream
-from monoport.tunnel.link import ClientLink, ServerLink, unlogged
+from monoport.tunnel.link import ClientLink, ServerLink
+from monoport.tunnel.packets import quick
 
 OPEN_TIMEOUT = 15.0  # seconds: a peer that asked for a channel takes the confirmation at once
 CLOSE_TIMEOUT = 10.0  # seconds that a peer may take to read what waits when we close; then the channel is cut
@@ -52,7 +53,7 @@ class ChannelSession(asyncssh.SSHTCPSession[bytes], asyncssh.SSHUNIXSession[byte
     def connection_made(self, chan: Any) -> None:
         chan.set_write_buffer_limits(HIGH_WATER, LOW_WATER)
         chan._packet_handlers = _HANDLERS
-        unlogged(chan)
+        quick(chan)
         self.channel = chan
         self.opened.set()
 

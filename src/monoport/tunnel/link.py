@@ -15,6 +15,7 @@ import asyncssh
 from asyncssh.constants import MSG_IGNORE
 
 from monoport.net.stream import Stream
+from monoport.tunnel.packets import Packets
 from monoport.tunnel.transport import StreamTransport
 
 # AES-GCM is one call into OpenSSL per packet; chacha20 in asyncssh is several and far slower, so it is not offered.
@@ -74,7 +75,7 @@ def algorithms() -> Options:
     }
 
 
-class Link(asyncssh.connection.SSHConnection):
+class Link(Packets):
     """Mixed into asyncssh's connections: says when the stream below is full, and wakes who waits for room."""
 
     blocked = False
@@ -128,15 +129,6 @@ class ServerLink(Link, asyncssh.SSHServerConnection):
         if not self._refused:
             self._refused = True
             self.send_auth_banner(f"{reason}\r\n")
-
-
-def unlogged(channel: Any) -> None:
-    """Keep asyncssh from describing each packet of a channel for a log that nobody reads: it copies it to do so."""
-    channel.log_sent_packet = channel.log_received_packet = _described_nowhere
-
-
-def _described_nowhere(*_packet: object) -> None:
-    return None
 
 
 def certifies(public_key: bytes) -> bool:

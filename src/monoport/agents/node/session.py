@@ -26,7 +26,8 @@ from monoport.agents.node.recorded import Policy, Tape
 from monoport.agents.node.transfers import Operation, Transfers
 from monoport.audit.log import Log
 from monoport.errors import Failure
-from monoport.tunnel.link import ServerLink, unlogged
+from monoport.tunnel.link import ServerLink
+from monoport.tunnel.packets import quick
 
 PIPE = 262_144  # bytes of a child's pipe: fewer wake-ups than 64 KiB, and the limit of what waits in a direction
 MAX_TERM = 64  # characters of a terminal's name; terminfo's longest are thirty
@@ -86,7 +87,7 @@ class Session(asyncssh.SSHServerSession[bytes]):
 
     def connection_made(self, chan: asyncssh.SSHServerChannel[bytes]) -> None:
         self._channel = chan
-        unlogged(chan)
+        quick(chan)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._cut = True

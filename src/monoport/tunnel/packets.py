@@ -1,0 +1,189 @@
+"""The packets that carry bulk, channel data under AES-GCM, without the copies that asyncssh makes of each.
+
+Belongs here: how such a packet is made and read (RFC 4253 section 6, RFC 4254 section 5.2, RFC 5647). Not here: any
+other packet, cipher or moment. Whatever is not exactly a channel's data, in the middle of an open connection, is left
+to asyncssh, errors above all: this file refuses nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any
+
+import asyncssh
+from asyncssh.constants import MSG_CHANNEL_DATA
+from asyncssh.encryption import Encryption, GCMEncryption
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+TAG = 16  # octets of AES-GCM's proof behind each packet
+LENGTH = 4  # octets of a packet's length, which is not encrypted
+HEAD = 10  # octets before the data: length of the padding, type, channel, length of the data
+SEQUENCES = 0xFFFFFFFF
+INVOCATIONS = 0xFFFFFFFFFFFFFFFF  # the part of the nonce that counts, RFC 5647 section 7.1
+
+
+class Gcm(GCMEncryption):
+    """AES-GCM of one direction: asyncssh's, with the key set up once instead of for each packet."""
+
+    def __init__(self, theirs: GCMEncryption) -> None:
+        cipher = theirs._cipher
+        super().__init__(cipher)
+        self._aead = AESGCM(cipher._key)
+        self._fixed, self._count = cipher._iv[:4], int.from_bytes(cipher._iv[4:], "big")
+
+    def _nonce(self) -> bytes:
+        return self._fixed + self._count.to_bytes(8, "big")
+
+    def advance(self) -> None:
+        """The packet with the present nonce is done; no other may use it."""
+        self._count = self._count + 1 & INVOCATIONS
+
+    def seal(self, length: bytes, packet: bytes) -> bytes:
+        """Return a packet, encrypted, with the proof behind it."""
+        sealed = self._aead.encrypt(self._nonce(), packet, length)
+        self.advance()
+        return sealed
+
+    def open(self, length: bytes | memoryview, sealed: bytes | memoryview) -> bytes | None:
+        """Return the next packet, None if it is not what the peer has sealed; it is read again until `advance`."""
+        try:
+            return self._aead.decrypt(self._nonce(), sealed, length)
+        except InvalidTag:
+            return None
+
+    # as asyncssh calls it
+
+    def encrypt_packet(self, seq: int, header: bytes, packet: bytes) -> tuple[bytes, bytes]:
+        return header + self.seal(header, packet), b""
+
+    def decrypt_packet(self, seq: int, first: bytes, rest: bytes, header_len: int, mac: bytes) -> bytes | None:
+        opened = self.open(first[:header_len], b"".join((first[header_len:], rest, mac)))
+        self.advance()
+        return opened
+
+
+def _quicker(encryption: Encryption | None) -> Encryption | None:
+    return Gcm(encryption) if type(encryption) is GCMEncryption else encryption
+
+
+class Packets(asyncssh.connection.SSHConnection):
+    """Mixed into asyncssh's connections: the data of channels that `quick` has prepared takes the short way."""
+
+    @property
+    def _send_encryption(self) -> Any:
+        return self.__dict__.get("_sealing")
+
+    @_send_encryption.setter
+    def _send_encryption(self, value: Encryption | None) -> None:
+        self.__dict__["_sealing"] = _quicker(value)
+
+    @property
+    def _recv_encryption(self) -> Any:
+        return self.__dict__.get("_opening")
+
+    @_recv_encryption.setter
+    def _recv_encryption(self, value: Encryption | None) -> None:
+        self.__dict__["_opening"] = _quicker(value)
+
+    # from the peer
+
+    def _recv_pkthdr(self) -> bool:
+        if self._auth_complete and self._auth_final and not self._decompressor:
+            self._take_data()
+        return bool(self._inpbuf) and bool(super()._recv_pkthdr())
+
+    def _take_data(self) -> None:
+        """Take the packets at the beginning of what came that are data of quick channels."""
+        came, position = self._inpbuf, 0
+        try:
+            with memoryview(came) as view:
+                while self._transport is not None and isinstance(cipher := self._recv_encryption, Gcm):
+                    size = int.from_bytes(view[position : position + LENGTH], "big")
+                    end = position + LENGTH + size + TAG
+                    if not HEAD < size <= self._max_recv_pktlen or end > len(view):
+                        return
+                    packet = cipher.open(view[position : position + LENGTH], view[position + LENGTH : end])
+                    channel = self._bound_for(packet) if packet is not None else None
+                    if packet is None or channel is None:
+                        return
+                    cipher.advance()
+                    self._recv_seq = self._recv_seq + 1 & SEQUENCES
+                    position = end
+                    channel._accept_data(packet[HEAD : -packet[0]])
+        finally:
+            if position and self._transport is not None:
+                self._inpbuf = came[position:]
+
+    def _bound_for(self, packet: bytes) -> Any:
+        """The quick channel that a packet has data for, None if it is anything else, or too much."""
+        if packet[1] != MSG_CHANNEL_DATA:
+            return None
+        channel: Any = self._channels.get(int.from_bytes(packet[2:6], "big"))
+        size = int.from_bytes(packet[6:HEAD], "big")
+        if not getattr(channel, "quick", False) or HEAD + size + packet[0] != len(packet) or not packet[0]:
+            return None
+        return channel if channel._recv_state == "open" and size <= channel._recv_window else None
+
+    # to the peer
+
+    def may_send_data(self) -> bool:
+        """Whether data may be sent now, and the short way."""
+        return (
+            isinstance(self._send_encryption, Gcm)
+            and self._auth_complete
+            and self._kex_complete
+            and not self._compressor
+            and self._transport is not None
+            and self._rekey_bytes_sent < self._rekey_bytes
+            and not (self._rekey_seconds and time.monotonic() >= self._rekey_time)
+        )
+
+    def send_data(self, channel: int, data: memoryview) -> None:
+        """Send one packet of a channel's data; only where `may_send_data` has just said so.
+
+        channel: the peer's number of it. data: no more than it has room for.
+        """
+        transport: Any = self._transport
+        padding = -(self._send_enchdrlen + HEAD - 1 + len(data)) % self._send_blocksize
+        if padding < 4:
+            padding += self._send_blocksize
+        head = bytes((padding, MSG_CHANNEL_DATA)) + channel.to_bytes(4, "big") + len(data).to_bytes(4, "big")
+        packet = b"".join((head, data, os.urandom(padding)))
+        length = len(packet).to_bytes(LENGTH, "big")
+        sealed = self._send_encryption.seal(length, packet)
+        self._send_seq = self._send_seq + 1 & SEQUENCES
+        self._rekey_bytes_sent += len(packet)
+        transport.write(length)
+        transport.write(sealed)
+
+
+def quick(channel: Any) -> None:
+    """Have a channel's data take the short way, and no packet of it described for a log that nobody reads."""
+    channel.quick = True
+    channel.log_sent_packet = channel.log_received_packet = _described_nowhere
+    channel._flush_send_buf = lambda: _flush(channel)
+
+
+def _flush(channel: Any) -> None:
+    """Send what waits in a channel, as far as its window goes: what asyncssh's own method of that name does."""
+    link = channel._conn
+    while channel._send_buf and channel._send_window and isinstance(link, Packets) and link.may_send_data():
+        waiting, kind = channel._send_buf[0]
+        if kind is not None:  # what a program says on its standard error
+            break
+        size = min(len(waiting), channel._send_window, channel._send_pktsize)
+        channel._send_buf_len -= size
+        channel._send_window -= size
+        with memoryview(waiting) as view:
+            link.send_data(channel._send_chan, view[:size])
+        if size == len(waiting):
+            del channel._send_buf[0]
+        else:
+            del waiting[:size]
+    type(channel)._flush_send_buf(channel)  # the rest, and what follows the last byte: room, the end, the close
+
+
+def _described_nowhere(*_packet: object) -> None:
+    return None
