@@ -92,7 +92,7 @@ class Packets(asyncssh.connection.SSHConnection):
     def _recv_pkthdr(self) -> bool:
         if self._auth_complete and self._auth_final and not self._decompressor:
             self._take_data()
-        return bool(self._inpbuf) and bool(super()._recv_pkthdr())
+        return self._transport is not None and bool(self._inpbuf) and bool(super()._recv_pkthdr())
 
     def _take_data(self) -> None:
         """Take the packets at the beginning of what came that are data of quick channels."""
@@ -113,8 +113,7 @@ class Packets(asyncssh.connection.SSHConnection):
                     position = end
                     channel._accept_data(packet[HEAD : -packet[0]])
         finally:
-            if position and self._transport is not None:
-                self._inpbuf = came[position:]
+            self._inpbuf = came[position:]
 
     def _bound_for(self, packet: bytes) -> Any:
         """The quick channel that a packet has data for, None if it is anything else, or too much."""
