@@ -187,7 +187,17 @@ def made(channel: int, size: int, data: bytes, padding: int) -> bytes:
         lambda _, channel: bytes((200, MSG_CHANNEL_DATA)) + channel.to_bytes(4, "big") + bytes(26),
         lambda _, channel: bytes((16, MSG_CHANNEL_DATA)) + channel.to_bytes(4, "big")[:3] + bytes(16) + bytes(12),
     ],
-    ids="long short huge next-channel no-channel no-padding no-data all-padding half-a-number".split(),
+    ids=[
+        "long",
+        "short",
+        "huge",
+        "next-channel",
+        "no-channel",
+        "no-padding",
+        "no-data",
+        "all-padding",
+        "half-a-number",
+    ],
 )
 async def test_a_packet_that_lies_ends_the_connection(world, permit, packet):
     async with opened(world, permit) as ends:
