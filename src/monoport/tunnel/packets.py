@@ -90,28 +90,34 @@ class Packets(asyncssh.connection.SSHConnection):
     # from the peer
 
     def _recv_pkthdr(self) -> bool:
-        if self._auth_complete and self._auth_final and not self._decompressor:
-            self._take_data()
+        if self._auth_complete and self._auth_final and not self._decompressor and not self._take_data():
+            return False
         return self._transport is not None and bool(self._inpbuf) and bool(super()._recv_pkthdr())
 
-    def _take_data(self) -> None:
-        """Take the packets at the beginning of what came that are data of quick channels."""
+    def _take_data(self) -> bool:
+        """Take the packets at the beginning of what came that are data of quick channels; whether the next is another.
+
+        It is not while only a part of it is there: asyncssh would go on to wait for the rest itself.
+        """
         came, position = self._inpbuf, 0
         try:
             with memoryview(came) as view:
                 while self._transport is not None and isinstance(cipher := self._recv_encryption, Gcm):
                     size = int.from_bytes(view[position : position + LENGTH], "big")
                     end = position + LENGTH + size + TAG
-                    if not HEAD < size <= self._max_recv_pktlen or end > len(view):
-                        return
+                    if end > len(view) and size <= self._max_recv_pktlen:
+                        return False
+                    if not HEAD < size <= self._max_recv_pktlen:
+                        return True
                     packet = cipher.open(view[position : position + LENGTH], view[position + LENGTH : end])
                     channel = self._bound_for(packet) if packet is not None else None
                     if packet is None or channel is None:
-                        return
+                        return True
                     cipher.advance()
                     self._recv_seq = self._recv_seq + 1 & SEQUENCES
                     position = end
                     channel._accept_data(packet[HEAD : -packet[0]])
+                return True
         finally:
             self._inpbuf = came[position:]
 
