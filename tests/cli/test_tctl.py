@@ -463,22 +463,23 @@ async def test_who_may_reach_what_is_asked_of_the_daemon(configuration, service,
         "Rule   Verdict   Why\nlocks  no match  none\n",
     ]
     await call("route", "explain", "--user=alice", "--db=orders", "--db-user=u", "--db-name=d", "--format=json")
+    await call("route", "explain", "--user=alice", "--db=stock", "--db-user=u", "--format=json")
     assert [question["aim"] for question in daemon] == [
         {"node": "web", "login": "root"},
         {"db": "orders", "db_user": "u", "db_name": "d"},
+        {"db": "stock", "db_user": "u"},
     ]
-    assert [question["user"] for question in daemon] == [document, document]
+    assert [question["user"] for question in daemon] == [document] * 3
     assert await call("route", "explain", "--user=nix", code=1) == "tctl: no user/nix\n"
     for words, said in (
         (("--user=alice", "--node=a", "--db=b"), "expected one of --node"),
         (("--user=alice", "--login=a"), "expected one of --node"),
-        (("--user=alice", "--db=a"), "--db goes with --db-user and --db-name"),
         (("--user=alice", "--db=a", "--db-user=u", "--db-name=d", "--login=x"), "without --login"),
         (("--user=alice", "--node=a", "--db-user=u"), "--node goes with --login"),
         (("--node=a",), "whose access?"),
     ):
         assert said in await call("route", "explain", *words, code=1)
-    assert len(daemon) == 2
+    assert len(daemon) == 3
 
 
 async def test_users_are_changed(call):

@@ -100,7 +100,7 @@ def route_ls(beside: Beside, output: str) -> None:
 @click.option("--login", metavar="NAME", help="As this login; any if not given.")
 @click.option("--db", metavar="NAME", help="Explain access to this database, too.")
 @click.option("--db-user", metavar="U", help="As this database user.")
-@click.option("--db-name", metavar="D", help="In the database of this name there.")
+@click.option("--db-name", metavar="D", help="In this database there; sessions of MySQL and MongoDB may begin in none.")
 @format_option
 @pass_beside
 def route_explain(  # noqa: PLR0917 - click passes every option by its name
@@ -148,7 +148,7 @@ def _aim(given: Mapping[str, str | None], caller: bool) -> dict[str, str]:
         return {}
     if ("node" in aim) == ("db" in aim):
         raise Failure("expected one of --node (with --login) and --db (with --db-user and --db-name)")
-    if "db" in aim and ("login" in aim or not {"db_user", "db_name"} <= set(aim)):
+    if "db" in aim and "login" in aim:
         raise Failure("--db goes with --db-user and --db-name, and without --login")
     if "node" in aim and {"db_user", "db_name"} & set(aim):
         raise Failure("--node goes with --login, and without --db-user and --db-name")

@@ -174,7 +174,7 @@ def answer(
             assert_never(unknown)
     answered: dict[str, Any] = {"outcome": words, "steps": steps}
     if aim is not None:
-        answered["access"] = explained(aim, _caller(question, front, known), known, datetime.now(UTC))
+        answered["access"] = explained(aim, _caller(question, front, known), known, table, datetime.now(UTC))
     return answered
 
 
