@@ -21,6 +21,7 @@ from starlette.routing import Route
 from monoport import config, protocols
 from monoport.access.identity import from_ssh, from_x509
 from monoport.access.resources import parse_document
+from monoport.auth import calls
 from monoport.auth.local import LocalAuth
 from monoport.cli import run as outer
 from monoport.cli.tctl import tctl
@@ -353,6 +354,18 @@ async def test_a_service_that_was_killed_is_not_running(configuration, service):
     with socket.socket(socket.AF_UNIX) as left_behind:
         left_behind.bind(str(path))
     assert "auth service is not running" in await Tctl(configuration)("status", code=1)
+
+
+async def test_a_service_that_hangs_is_not_said_to_be_stopped(configuration, service, monkeypatch):
+    await Tctl(configuration)("status")
+    monkeypatch.setattr(calls, "DIAL_SECONDS", 0.2)
+    path = configuration.parent / "data" / "auth.sock"
+    path.rename(path.with_name("moved"))
+    with socket.socket(socket.AF_UNIX) as silent:
+        silent.bind(str(path))
+        silent.listen()
+        said = await Tctl(configuration)("status", code=1)
+    assert said == "tctl: the auth service of example.com does not answer: no connection within 0.2 s\n"
 
 
 CONNECTION = {
