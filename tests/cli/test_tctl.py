@@ -325,6 +325,9 @@ async def test_nodes_databases_and_events_are_listed(call, service):
     await call("users", "rm", "alice")
     events = await call.json("events", "ls", "--limit=1")
     assert [one["type"] for one in events] == ["user.delete"]
+    said = "expected a type such as db.query, or a family such as db.*"
+    for odd in ("user*", "*", "db.*.more"):
+        assert said in await call("events", "ls", f"--type={odd}", code=1)
     events = await call.json("events", "ls", "--type=user.*")
     assert [one["type"] for one in events] == ["user.delete", "user.create"]
     assert events[0]["name"] == "alice"

@@ -34,6 +34,8 @@ def events() -> None:
 @pass_beside
 def events_ls(beside: Beside, event_type: str | None, limit: int, output: str) -> None:
     """List audit events, the newest first."""
+    if event_type is not None and "*" in event_type.removesuffix(".*"):
+        raise Failure(f"--type {event_type!a}: expected a type such as db.query, or a family such as db.*")
 
     async def ask(client: AuthClient) -> list[Event]:
         found: list[Event] = []
