@@ -65,7 +65,7 @@ def test_a_session_is_listed_and_played(own: Cluster, person: Person, login: str
     assert person.tsh("play", found["id"]).stdout == "over the wall\n"
     text = person.tsh("recordings", "ls", "--user=alice", "--node=node", "--since=1h").stdout
     head, *rows = text.splitlines()
-    assert head.split() == ["ID", "USER", "LOGIN", "NODE", "STARTED", "LENGTH", "SIZE"]
+    assert head.split() == ["Id", "User", "Login", "Node", "Started", "Length", "Size"]
     assert any(found["id"] in row for row in rows)
     assert len({len(row.split("  ")[0]) for row in rows}) == 1
     types = [one["type"] for one in json.loads(own.tctl("events", "ls", "--format=json").stdout)]

@@ -78,7 +78,11 @@ async def test_a_remote_port_reaches_a_service_beside_the_client(world):
         with pytest.raises(OSError, match=str(port)):
             await asyncio.open_connection("127.0.0.1", port)
     (listening,) = world.events("port.listen")
-    assert (listening["kind"], listening["target"], listening["login"]) == ("remote_port", f"localhost:{port}", world.login)
+    assert (listening["kind"], listening["target"], listening["login"]) == (
+        "remote_port",
+        f"localhost:{port}",
+        world.login,
+    )
     (begun,) = world.events("port.forward")
     assert (begun["kind"], begun["target"]) == ("remote_port", f"localhost:{port}")
     assert str(begun["origin"]).startswith("127.0.0.1:")
