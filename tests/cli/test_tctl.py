@@ -498,6 +498,40 @@ async def test_who_may_reach_what_is_asked_of_the_daemon(configuration, service,
     assert len(daemon) == 3
 
 
+async def test_an_auth_service_alone_explains_access(configuration, service, tmp_path):
+    text = configuration.read_text().replace("proxy_service: {enabled: yes", "proxy_service: {enabled: no")
+    configuration.write_text(text)
+    call = Tctl(configuration)
+    await call("users", "add", "alice", "--logins=alice", "--db-users=app", "--password-stdin", stdin=PASSWORD)
+    for role, kind, spec in (
+        ("node", "node", {"hostname": "web"}),
+        ("db", "db", {"protocol": "mysql"}),
+    ):
+        _, granted = await service.admit(role, "web")
+        host = from_x509(x509.load_pem_x509_certificate(granted.certificate.encode()), granted.cas)
+        name = host.name if role == "node" else "stock"
+        document = {"kind": kind, "version": "v1", "metadata": {"name": name}, "spec": {**spec, "host_id": host.name}}
+        await service.service.heartbeat(host, parse_document(document))
+    said = await call("route", "explain", "--user=alice", "--node=web", "--login=root")
+    assert said.startswith("denied: certificate: login root is not among its principals\n\nRule ")
+    assert "role access: allow.logins" in said
+    said = await call("route", "explain", "--user=alice", "--db=stock", "--db-user=app")
+    assert said.startswith("allowed: role access: allow.db_labels has *")
+    await call("lock", "--user=alice")
+    answer = await call.json("route", "explain", "--user=alice", "--node=web", "--login=alice")
+    assert (answer["access"][0]["rule"], answer["access"][-1]["verdict"]) == ("lock user-alice", "denied")
+    await call("auth", "sign", "--user=alice", f"--out={tmp_path}/signed")
+    certificate = next((tmp_path / "signed").glob("*x509.pem"))
+    said = await call("route", "explain", f"--cert={certificate}", "--node=web", "--login=alice")
+    assert said.startswith("denied: lock user-alice")
+    for words, wrong in (
+        (("--node=nix",), 'no node "nix" is there'),
+        (("--node=web", "--sni=a.b"), "access alone"),
+        ((), "no daemon"),
+    ):
+        assert wrong in await call("route", "explain", "--user=alice", *words, code=1) or wrong == "no daemon"
+
+
 async def test_users_are_changed(call):
     await call("users", "add", "alice", "--logins=root", "--traits=team=red,blue", "--password-stdin", stdin=PASSWORD)
     out = await call("users", "update", "alice", "--set-logins=root,alice", "--set-traits", "site=eu")

@@ -16,7 +16,9 @@ from monoport.cli.beside import Beside, pass_beside
 from monoport.cli.options import NAMES
 from monoport.cli.run import Group
 from monoport.cli.tables import TABLES, Column, ago, cell, document, format_option, printable, show, size
+from monoport.daemon.reach import Aim, explained_by_auth
 from monoport.errors import Failure
+from monoport.protocols.description import Description
 
 PAGE = 500  # events asked for at once
 _SHOWN_APART = ("id", "time", "type", "user")
@@ -123,24 +125,39 @@ def route_explain(  # noqa: PLR0917 - click passes every option by its name
     if cert is not None and user is not None:
         raise Failure("expected one of --cert and --user, not both")
     wanted = _aim(aim, cert is not None or user is not None)
-    question: dict[str, object] = {"sni": sni, "alpn": list(alpn)}
+    question: dict[str, Any] = {"sni": sni, "alpn": list(alpn)}
     if cert is not None:
         question["certificate"] = cert.read_text(encoding="ascii", errors="replace")
     if user is not None:
         question["user"] = to_document(beside.ask(lambda client: client.get("user", user)))
     if wanted:
         question["aim"] = wanted
-    answer = beside.ask_daemon("/explain", question)
+    if wanted and beside.config.auth_service.enabled and not beside.config.proxy_service.enabled:
+        if sni or alpn:
+            raise Failure("no proxy runs in this daemon: without one it is access alone that is explained here")
+        answer = {"access": beside.ask(lambda client: _by_auth(client, question, beside.config.protocols))}
+    else:
+        answer = beside.ask_daemon("/explain", question)
     if output not in TABLES:
         click.echo(document(answer, output), nl=False)
         return
     columns = [Column(title, key, style, whole=True) for title, key, style in _EXPLAINED]
-    click.echo(printable(answer["outcome"]) + "\n")
-    show(answer["steps"], columns)
+    if "steps" in answer:
+        click.echo(printable(answer["outcome"]) + "\n")
+        show(answer["steps"], columns)
     if "access" in answer:
         *steps, decision = answer["access"]
-        click.echo(f"\n{printable(decision['verdict'])}: {printable(decision['why'])}\n")
+        before = "\n" if "steps" in answer else ""
+        click.echo(f"{before}{printable(decision['verdict'])}: {printable(decision['why'])}\n")
         show(steps, columns)
+
+
+async def _by_auth(
+    client: AuthClient, question: Mapping[str, Any], protocols: Mapping[str, Description]
+) -> list[dict[str, str]]:
+    """What the auth service's own lists say, where there is no proxy whose daemon could be asked."""
+    aim = Aim(**question["aim"])
+    return await explained_by_auth(client, aim, question.get("user"), question.get("certificate", ""), protocols)
 
 
 def _aim(given: Mapping[str, str | None], caller: bool) -> dict[str, str]:

@@ -1,27 +1,31 @@
-"""Who may reach which node or database, as the proxy beside us would decide it now, and by which rules.
+"""Who may reach which node or database, as a proxy would decide it now, and by which rules.
 
-Belongs here: finding the resource that `tctl route explain` names, and whose access is asked about. Does not belong
-here: the decision and its steps (access.explain).
+Belongs here: finding the resource that `tctl route explain` names, and whose access is asked about, by what the proxy
+beside us knows or, where none is, the auth service. Does not belong here: the decision and its steps (access.explain).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from datetime import datetime
-from typing import Annotated, Any, Protocol
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Annotated, Any, Protocol, TypeVar
 
+from cryptography import x509
 from pydantic import BaseModel, ConfigDict, Field
 
 from monoport.access.decide import Action, Ssh
 from monoport.access.explain import explain
-from monoport.access.identity import Identity
+from monoport.access.identity import ClusterCas, Identity, from_x509
 from monoport.access.resources import Database, Lock, Node, Role, User, parse_document
 from monoport.access.supposed import signed_in
+from monoport.auth.client import AuthClient
 from monoport.errors import Failure
 from monoport.protocols import login as database_login
 from monoport.protocols.description import Description
 from monoport.routing.names import SSH_ALPN
 
+Kind = TypeVar("Kind", Role, Lock, Node, Database)
 Name = Annotated[str, Field(max_length=255)]
 
 
@@ -93,6 +97,53 @@ def supposed(document: Mapping[str, Any], cluster: str, known: Known, now: datet
     if not isinstance(user, User):
         raise Failure(f"expected a user, not a {user.kind}")
     return signed_in(user, cluster, known.roles, now)
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """What the auth service knows of the cluster, which every proxy is told."""
+
+    roles: Mapping[str, Role]
+    locks: tuple[Lock, ...]
+    listed_nodes: list[Node]
+    listed_databases: list[Database]
+
+    def nodes(self) -> list[Node]:
+        return self.listed_nodes
+
+    def databases(self) -> list[Database]:
+        return self.listed_databases
+
+    @classmethod
+    async def of(cls, client: AuthClient) -> Listed:
+        """Ask for it; raises Failure."""
+
+        async def all_of(kind: type[Kind]) -> list[Kind]:
+            return [one for one in await client.list(kind.model_fields["kind"].default) if isinstance(one, kind)]
+
+        roles = {role.name: role for role in await all_of(Role)}
+        return cls(roles, tuple(await all_of(Lock)), await all_of(Node), await all_of(Database))
+
+
+def certified(pem: str, cas: ClusterCas) -> Identity:
+    """The identity in a certificate, PEM; raises Failure."""
+    try:
+        return from_x509(x509.load_pem_x509_certificate(pem.encode()), cas)
+    except ValueError as error:
+        raise Failure(f"the certificate cannot be read: {error}") from error
+
+
+async def explained_by_auth(
+    client: AuthClient, aim: Aim, user: Mapping[str, Any] | None, pem: str, table: Mapping[str, Description]
+) -> list[dict[str, str]]:
+    """The same steps without a proxy: what auth service, roles and locks say of a user's document or a certificate.
+
+    Raises:
+        Failure: as `explained`, or the auth service does not answer.
+    """
+    known, now = await Listed.of(client), datetime.now(UTC)
+    identity = certified(pem, await client.cas()) if user is None else supposed(user, client.cluster, known, now)
+    return explained(aim, identity, known, table, now)
 
 
 def explained(
