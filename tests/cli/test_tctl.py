@@ -336,6 +336,13 @@ async def test_nodes_databases_and_events_are_listed(call, service):
     assert "= " not in text
 
 
+async def test_what_happened_comes_before_the_ids_in_a_listing_of_events(call, service):
+    facts = {"connection": "c1", "source": "192.0.2.1:5", "node": "h-1", "hostname": "web", "login": "root"}
+    await service.service.record("session.start", user="alice@example.com", **facts)
+    text = await call("events", "ls", "--type=session.start")
+    assert text.rstrip().endswith("hostname=web login=root connection=c1 source=192.0.2.1:5 node=h-1")
+
+
 async def test_without_the_service_every_command_says_how_to_start_it(configuration):
     call = Tctl(configuration)
     for words in (("status",), ("users", "ls"), ("events", "ls"), ("tokens", "add", "--type=node"), ("route", "ls")):

@@ -22,6 +22,8 @@ from monoport.protocols.description import Description
 
 PAGE = 500  # events asked for at once
 _SHOWN_APART = ("id", "time", "type", "user")
+# Ids and addresses, which are looked for rather than read: what happened comes before them where a line is cut.
+_SHOWN_LAST = ("connection", "source", "node", "host_id", "login_ip")
 
 
 @click.group(cls=Group)
@@ -63,7 +65,8 @@ def events_ls(beside: Beside, event_type: str | None, limit: int, output: str) -
 
 
 def _rest(row: dict[str, Any]) -> str:
-    cells = {name: cell(value) for name, value in row.items() if name not in _SHOWN_APART}
+    names = sorted((name for name in row if name not in _SHOWN_APART), key=_SHOWN_LAST.count)
+    cells = {name: cell(row[name]) for name in names}
     return " ".join(f"{name}={_quoted(text)}" for name, text in cells.items() if text)
 
 
