@@ -72,6 +72,15 @@ def test_a_session_is_listed_and_played(own: Cluster, person: Person, login: str
     assert {"recording.uploaded", "recording.accessed"} <= set(types)
 
 
+def test_megabytes_are_played_whole(own: Cluster, person: Person, login: str, folder: Path) -> None:
+    found = recorded(own, person, login, "seq 300000")
+    assert found["size"] > 2_000_000
+    for _ in range(4):
+        assert person.tsh("play", found["id"]).stdout.split() == [str(number) for number in range(1, 300_001)]
+    own.tctl("recordings", "export", found["id"], "--out", folder / "whole.cast")
+    assert (folder / "whole.cast").stat().st_size == found["size"]
+
+
 def test_others_see_nothing_and_auditors_everything(own: Cluster, person: Person, login: str) -> None:
     found = recorded(own, person, login, "echo private")
     bob, carol = own.person("bob"), own.person("carol")
