@@ -91,6 +91,7 @@ async def test_a_clock_that_goes_back_unlocks_nothing(world):
         (None, {"db_users": ("*",)}, r"trait db_users: '\*' is no value: only a role allows everything"),
         (None, {"team": ("{{internal.logins}}",)}, "templates belong into roles"),
         (None, {"a b": ("x",)}, "'a b' is no name of a trait"),
+        (None, {"internal.logins": ("x",)}, "trait internal.logins: roles write it so, users have it as logins"),
         (None, {"team": ("a\nb",)}, "holds characters that do not print"),
         (None, {f"t{n}": tuple(f"{n}{'x' * 200}{m}" for m in range(40)) for n in range(4)}, "limit 16384"),
     ],

@@ -21,6 +21,7 @@ from starlette.routing import Route
 from monoport import config, protocols
 from monoport.access.identity import from_ssh, from_x509
 from monoport.access.resources import parse_document
+from monoport.auth import calls
 from monoport.auth.local import LocalAuth
 from monoport.cli import run as outer
 from monoport.cli.tctl import tctl
@@ -324,12 +325,22 @@ async def test_nodes_databases_and_events_are_listed(call, service):
     await call("users", "rm", "alice")
     events = await call.json("events", "ls", "--limit=1")
     assert [one["type"] for one in events] == ["user.delete"]
+    said = "expected a type such as db.query, or a family such as db.*"
+    for odd in ("user*", "*", "db.*.more"):
+        assert said in await call("events", "ls", f"--type={odd}", code=1)
     events = await call.json("events", "ls", "--type=user.*")
     assert [one["type"] for one in events] == ["user.delete", "user.create"]
     assert events[0]["name"] == "alice"
     text = await call("events", "ls")
     assert "user.create" in text
     assert "= " not in text
+
+
+async def test_what_happened_comes_before_the_ids_in_a_listing_of_events(call, service):
+    facts = {"connection": "c1", "source": "192.0.2.1:5", "node": "h-1", "hostname": "web", "login": "root"}
+    await service.service.record("session.start", user="alice@example.com", **facts)
+    text = await call("events", "ls", "--type=session.start")
+    assert text.rstrip().endswith("hostname=web login=root connection=c1 source=192.0.2.1:5 node=h-1")
 
 
 async def test_without_the_service_every_command_says_how_to_start_it(configuration):
@@ -353,6 +364,18 @@ async def test_a_service_that_was_killed_is_not_running(configuration, service):
     with socket.socket(socket.AF_UNIX) as left_behind:
         left_behind.bind(str(path))
     assert "auth service is not running" in await Tctl(configuration)("status", code=1)
+
+
+async def test_a_service_that_hangs_is_not_said_to_be_stopped(configuration, service, monkeypatch):
+    await Tctl(configuration)("status")
+    monkeypatch.setattr(calls, "DIAL_SECONDS", 0.2)
+    path = configuration.parent / "data" / "auth.sock"
+    path.rename(path.with_name("moved"))
+    with socket.socket(socket.AF_UNIX) as silent:
+        silent.bind(str(path))
+        silent.listen()
+        said = await Tctl(configuration)("status", code=1)
+    assert said == "tctl: the auth service of example.com does not answer: no connection within 0.2 s\n"
 
 
 CONNECTION = {
@@ -463,22 +486,57 @@ async def test_who_may_reach_what_is_asked_of_the_daemon(configuration, service,
         "Rule   Verdict   Why\nlocks  no match  none\n",
     ]
     await call("route", "explain", "--user=alice", "--db=orders", "--db-user=u", "--db-name=d", "--format=json")
+    await call("route", "explain", "--user=alice", "--db=stock", "--db-user=u", "--format=json")
     assert [question["aim"] for question in daemon] == [
         {"node": "web", "login": "root"},
         {"db": "orders", "db_user": "u", "db_name": "d"},
+        {"db": "stock", "db_user": "u"},
     ]
-    assert [question["user"] for question in daemon] == [document, document]
+    assert [question["user"] for question in daemon] == [document] * 3
     assert await call("route", "explain", "--user=nix", code=1) == "tctl: no user/nix\n"
     for words, said in (
         (("--user=alice", "--node=a", "--db=b"), "expected one of --node"),
         (("--user=alice", "--login=a"), "expected one of --node"),
-        (("--user=alice", "--db=a"), "--db goes with --db-user and --db-name"),
         (("--user=alice", "--db=a", "--db-user=u", "--db-name=d", "--login=x"), "without --login"),
         (("--user=alice", "--node=a", "--db-user=u"), "--node goes with --login"),
         (("--node=a",), "whose access?"),
     ):
         assert said in await call("route", "explain", *words, code=1)
-    assert len(daemon) == 2
+    assert len(daemon) == 3
+
+
+async def test_an_auth_service_alone_explains_access(configuration, service, tmp_path):
+    text = configuration.read_text().replace("proxy_service: {enabled: yes", "proxy_service: {enabled: no")
+    configuration.write_text(text)
+    call = Tctl(configuration)
+    await call("users", "add", "alice", "--logins=alice", "--db-users=app", "--password-stdin", stdin=PASSWORD)
+    for role, kind, spec in (
+        ("node", "node", {"hostname": "web"}),
+        ("db", "db", {"protocol": "mysql"}),
+    ):
+        _, granted = await service.admit(role, "web")
+        host = from_x509(x509.load_pem_x509_certificate(granted.certificate.encode()), granted.cas)
+        name = host.name if role == "node" else "stock"
+        document = {"kind": kind, "version": "v1", "metadata": {"name": name}, "spec": {**spec, "host_id": host.name}}
+        await service.service.heartbeat(host, parse_document(document))
+    said = await call("route", "explain", "--user=alice", "--node=web", "--login=root")
+    assert said.startswith("denied: certificate: login root is not among its principals\n\nRule ")
+    assert "role access: allow.logins" in said
+    said = await call("route", "explain", "--user=alice", "--db=stock", "--db-user=app")
+    assert said.startswith("allowed: role access: allow.db_labels has *")
+    await call("lock", "--user=alice")
+    answer = await call.json("route", "explain", "--user=alice", "--node=web", "--login=alice")
+    assert (answer["access"][0]["rule"], answer["access"][-1]["verdict"]) == ("lock user-alice", "denied")
+    await call("auth", "sign", "--user=alice", f"--out={tmp_path}/signed")
+    certificate = next((tmp_path / "signed").glob("*x509.pem"))
+    said = await call("route", "explain", f"--cert={certificate}", "--node=web", "--login=alice")
+    assert said.startswith("denied: lock user-alice")
+    for words, wrong in (
+        (("--node=nix",), 'no node "nix" is there'),
+        (("--node=web", "--sni=a.b"), "access alone"),
+        ((), "no daemon"),
+    ):
+        assert wrong in await call("route", "explain", "--user=alice", *words, code=1) or wrong == "no daemon"
 
 
 async def test_users_are_changed(call):

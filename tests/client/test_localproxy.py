@@ -23,7 +23,7 @@ from cryptography import x509
 
 from monoport.client import localproxy, refusal
 from monoport.client.front import Credentials, Front
-from monoport.client.listening import is_loopback, listen, listen_unix
+from monoport.client.listening import MAX_PATH, is_loopback, listen, listen_unix
 from monoport.client.localproxy import LocalProxy, Wrapping
 from monoport.client.names import Address
 from monoport.client.profile import Home, Profile
@@ -362,6 +362,14 @@ def test_a_socket_that_a_killed_process_left_is_replaced_and_nothing_else_is(tmp
     with pytest.raises(Failure, match="a file that is no socket"):
         listen_unix(path)
     assert path.read_text() == "mine"
+
+
+def test_a_path_that_is_too_long_for_a_socket_is_said_with_its_length(tmp_path: Path) -> None:
+    path = tmp_path / ("s" * (MAX_PATH - len(os.fsencode(tmp_path)) - 1))
+    (listening,) = listen_unix(path)
+    listening.close()
+    with pytest.raises(Failure, match=rf"{MAX_PATH + 1} bytes, and a socket's path has {MAX_PATH} at most"):
+        listen_unix(path.with_name(path.name + "s"))
 
 
 async def test_a_stranger_at_the_proxys_address_gets_nothing(home: Home, cas: Cas) -> None:

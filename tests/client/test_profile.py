@@ -147,3 +147,13 @@ def test_addresses(text: str, host: str, port: int) -> None:
 def test_what_is_no_address(text: str) -> None:
     with pytest.raises(Failure):
         Address.parse(text)
+
+
+def test_a_file_in_a_folders_place_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("mine")
+    for path in (file, file / "inner"):
+        with pytest.raises(Failure, match=rf"{file} is a file: expected a folder"):
+            files.make_folder(path)
+    files.make_folder(tmp_path / "a" / "b")
+    assert stat.S_IMODE((tmp_path / "a" / "b").stat().st_mode) == 0o700

@@ -112,6 +112,25 @@ async def test_which_rule_decides_about_a_certificate_and_a_database(cluster: Cl
         assert answered["access"][-1]["why"].startswith(why)
 
 
+async def test_a_session_that_begins_in_no_database_is_decided_as_the_listener_does(cluster: Cluster) -> None:
+    await cluster.database("stock", 1, "mysql")
+    await cluster.database("orders", 2)
+    user = {**BOB, "spec": {"roles": ["access"], "traits": {"db_users": ["bob"], "db_names": ["app"]}}}
+    for aim, verdict in (
+        (Aim(db="stock", db_user="bob"), "allowed"),
+        (Aim(db="stock", db_user="bob", db_name="app"), "allowed"),
+        (Aim(db="stock", db_user="bob", db_name="other"), "denied"),
+    ):
+        answered = answer(Question(user=user, aim=aim), cluster.proxy.front, cluster.known)
+        assert answered["access"][-1]["verdict"] == verdict, aim
+    for aim, said in (
+        (Aim(db="stock"), "a session of stock is a database user's: expected --db-user"),
+        (Aim(db="orders", db_user="bob"), "a PostgreSQL session of orders names a database: expected --db-name"),
+    ):
+        with pytest.raises(Failure, match=said):
+            answer(Question(user=user, aim=aim), cluster.proxy.front, cluster.known)
+
+
 @pytest.mark.parametrize(
     ("question", "said"),
     [

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from starlette.responses import StreamingResponse
 
 from monoport.net import memory
 from monoport.net.http import DEFAULT, Limits, serve_http
@@ -72,6 +73,26 @@ async def test_a_request_and_its_state() -> None:
     assert status(data) == 200
     assert b"\r\nDate: " in data
     assert bodies(data) == [{"path": "/a b", "body": "", "state": {"who": "me"}}]
+
+
+async def test_a_large_answer_in_pieces_arrives_whole_and_the_connection_goes_on() -> None:
+    """Starlette watches for the peer's end beside a stream of pieces, and cancels that watch behind the last."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        async def pieces() -> AsyncIterator[bytes]:
+            for _ in range(20):
+                yield b"x" * 65_536
+
+        await StreamingResponse(pieces(), headers={"content-length": str(20 * 65_536)})(scope, receive, send)
+
+    async with served(app) as client:
+        for _ in range(3):
+            await client.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+            head = b""
+            while not head.endswith(b"\r\n\r\n"):
+                head += await client.read_exactly(1)
+            assert status(head) == 200
+            assert await client.read_exactly(20 * 65_536) == b"x" * 20 * 65_536
 
 
 async def test_byte_by_byte() -> None:

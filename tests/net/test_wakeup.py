@@ -74,6 +74,19 @@ async def test_cancelling_the_task_wins_over_a_later_event() -> None:
     assert wakeup.cancel() is False
 
 
+async def test_the_message_of_a_cancellation_arrives() -> None:
+    wakeup = Wakeup(asyncio.get_running_loop())
+
+    async def wait() -> None:
+        await wakeup
+
+    task = asyncio.get_running_loop().create_task(wait())
+    await asyncio.sleep(0)
+    task.cancel("of this scope")
+    with pytest.raises(asyncio.CancelledError, match="of this scope"):
+        await task
+
+
 async def test_one_task_only() -> None:
     wakeup = Wakeup(asyncio.get_running_loop())
     wakeup.add_done_callback(lambda _: None)

@@ -65,11 +65,20 @@ def test_a_session_is_listed_and_played(own: Cluster, person: Person, login: str
     assert person.tsh("play", found["id"]).stdout == "over the wall\n"
     text = person.tsh("recordings", "ls", "--user=alice", "--node=node", "--since=1h").stdout
     head, *rows = text.splitlines()
-    assert head.split() == ["ID", "USER", "LOGIN", "NODE", "STARTED", "LENGTH", "SIZE"]
+    assert head.split() == ["Id", "User", "Login", "Node", "Started", "Length", "Size"]
     assert any(found["id"] in row for row in rows)
     assert len({len(row.split("  ")[0]) for row in rows}) == 1
     types = [one["type"] for one in json.loads(own.tctl("events", "ls", "--format=json").stdout)]
     assert {"recording.uploaded", "recording.accessed"} <= set(types)
+
+
+def test_megabytes_are_played_whole(own: Cluster, person: Person, login: str, folder: Path) -> None:
+    found = recorded(own, person, login, "seq 300000")
+    assert found["size"] > 2_000_000
+    for _ in range(4):
+        assert person.tsh("play", found["id"]).stdout.split() == [str(number) for number in range(1, 300_001)]
+    own.tctl("recordings", "export", found["id"], "--out", folder / "whole.cast")
+    assert (folder / "whole.cast").stat().st_size == found["size"]
 
 
 def test_others_see_nothing_and_auditors_everything(own: Cluster, person: Person, login: str) -> None:

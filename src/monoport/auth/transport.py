@@ -98,8 +98,11 @@ class _Backend(httpcore.AsyncNetworkBackend):
         socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
     ) -> httpcore.AsyncNetworkStream:
         # Host and port are those of the URL and mean nothing here: there is one auth service, and the dialer knows it.
-        async with asyncio.timeout(timeout):
-            return _Connection(await self._dial())
+        try:
+            async with asyncio.timeout(timeout):
+                return _Connection(await self._dial())
+        except TimeoutError as error:
+            raise httpcore.ConnectTimeout(str(error) or f"no connection within {timeout:g} s") from error
 
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds)

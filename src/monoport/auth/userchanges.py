@@ -78,6 +78,9 @@ class UserChanges:
         for trait, values in user.spec.traits.items():
             if not TRAIT.fullmatch(trait):
                 raise Invalid(f"{trait!a} is no name of a trait: expected letters, digits and . _ -, a letter first")
+            space, dot, rest = trait.partition(".")
+            if dot and space in {"internal", "external"}:  # no template could stand for it as it is meant
+                raise Invalid(f"trait {trait}: roles write it so, users have it as {rest}")
             for value in values:
                 if value == "*":
                     raise Invalid(

@@ -77,7 +77,7 @@ class Beside:
         try:
             return wait(asked())
         except AuthUnavailable as error:
-            if isinstance(error.__cause__, OSError):
+            if isinstance(error.__cause__, OSError) and not isinstance(error.__cause__, TimeoutError):  # that one runs
                 raise Failure(f"{self._not_running()} ({error.__cause__})") from error
             raise
 

@@ -24,8 +24,8 @@ from monoport.errors import Failure
 EXPORTS = {
     "user": "OpenSSH user CA, for sshd's TrustedUserCAKeys",
     "host": "OpenSSH host CA",
-    "openssh": "how a host's own sshd becomes a node, step by step",
     "known_hosts": "the same as a line for known_hosts",
+    "openssh": "how a host's own sshd becomes a node, step by step",
     "tls-user": "X.509 user CA, PEM",
     "tls-host": "X.509 host CA, PEM",
     "db": "X.509 CA of database servers, PEM",

@@ -16,10 +16,14 @@ from monoport.cli.beside import Beside, pass_beside
 from monoport.cli.options import NAMES
 from monoport.cli.run import Group
 from monoport.cli.tables import TABLES, Column, ago, cell, document, format_option, printable, show, size
+from monoport.daemon.reach import Aim, explained_by_auth
 from monoport.errors import Failure
+from monoport.protocols.description import Description
 
 PAGE = 500  # events asked for at once
 _SHOWN_APART = ("id", "time", "type", "user")
+# Ids and addresses, which are looked for rather than read: what happened comes before them where a line is cut.
+_SHOWN_LAST = ("connection", "source", "node", "host_id", "login_ip")
 
 
 @click.group(cls=Group)
@@ -34,6 +38,8 @@ def events() -> None:
 @pass_beside
 def events_ls(beside: Beside, event_type: str | None, limit: int, output: str) -> None:
     """List audit events, the newest first."""
+    if event_type is not None and "*" in event_type.removesuffix(".*"):
+        raise Failure(f"--type {event_type!a}: expected a type such as db.query, or a family such as db.*")
 
     async def ask(client: AuthClient) -> list[Event]:
         found: list[Event] = []
@@ -59,7 +65,8 @@ def events_ls(beside: Beside, event_type: str | None, limit: int, output: str) -
 
 
 def _rest(row: dict[str, Any]) -> str:
-    cells = {name: cell(value) for name, value in row.items() if name not in _SHOWN_APART}
+    names = sorted((name for name in row if name not in _SHOWN_APART), key=_SHOWN_LAST.count)
+    cells = {name: cell(row[name]) for name in names}
     return " ".join(f"{name}={_quoted(text)}" for name, text in cells.items() if text)
 
 
@@ -100,7 +107,7 @@ def route_ls(beside: Beside, output: str) -> None:
 @click.option("--login", metavar="NAME", help="As this login; any if not given.")
 @click.option("--db", metavar="NAME", help="Explain access to this database, too.")
 @click.option("--db-user", metavar="U", help="As this database user.")
-@click.option("--db-name", metavar="D", help="In the database of this name there.")
+@click.option("--db-name", metavar="D", help="In this database there; sessions of MySQL and MongoDB may begin in none.")
 @format_option
 @pass_beside
 def route_explain(  # noqa: PLR0917 - click passes every option by its name
@@ -121,24 +128,39 @@ def route_explain(  # noqa: PLR0917 - click passes every option by its name
     if cert is not None and user is not None:
         raise Failure("expected one of --cert and --user, not both")
     wanted = _aim(aim, cert is not None or user is not None)
-    question: dict[str, object] = {"sni": sni, "alpn": list(alpn)}
+    question: dict[str, Any] = {"sni": sni, "alpn": list(alpn)}
     if cert is not None:
         question["certificate"] = cert.read_text(encoding="ascii", errors="replace")
     if user is not None:
         question["user"] = to_document(beside.ask(lambda client: client.get("user", user)))
     if wanted:
         question["aim"] = wanted
-    answer = beside.ask_daemon("/explain", question)
+    if wanted and beside.config.auth_service.enabled and not beside.config.proxy_service.enabled:
+        if sni or alpn:
+            raise Failure("no proxy runs in this daemon: without one it is access alone that is explained here")
+        answer = {"access": beside.ask(lambda client: _by_auth(client, question, beside.config.protocols))}
+    else:
+        answer = beside.ask_daemon("/explain", question)
     if output not in TABLES:
         click.echo(document(answer, output), nl=False)
         return
     columns = [Column(title, key, style, whole=True) for title, key, style in _EXPLAINED]
-    click.echo(printable(answer["outcome"]) + "\n")
-    show(answer["steps"], columns)
+    if "steps" in answer:
+        click.echo(printable(answer["outcome"]) + "\n")
+        show(answer["steps"], columns)
     if "access" in answer:
         *steps, decision = answer["access"]
-        click.echo(f"\n{printable(decision['verdict'])}: {printable(decision['why'])}\n")
+        before = "\n" if "steps" in answer else ""
+        click.echo(f"{before}{printable(decision['verdict'])}: {printable(decision['why'])}\n")
         show(steps, columns)
+
+
+async def _by_auth(
+    client: AuthClient, question: Mapping[str, Any], protocols: Mapping[str, Description]
+) -> list[dict[str, str]]:
+    """What the auth service's own lists say, where there is no proxy whose daemon could be asked."""
+    aim = Aim(**question["aim"])
+    return await explained_by_auth(client, aim, question.get("user"), question.get("certificate", ""), protocols)
 
 
 def _aim(given: Mapping[str, str | None], caller: bool) -> dict[str, str]:
@@ -148,7 +170,7 @@ def _aim(given: Mapping[str, str | None], caller: bool) -> dict[str, str]:
         return {}
     if ("node" in aim) == ("db" in aim):
         raise Failure("expected one of --node (with --login) and --db (with --db-user and --db-name)")
-    if "db" in aim and ("login" in aim or not {"db_user", "db_name"} <= set(aim)):
+    if "db" in aim and "login" in aim:
         raise Failure("--db goes with --db-user and --db-name, and without --login")
     if "node" in aim and {"db_user", "db_name"} & set(aim):
         raise Failure("--node goes with --login, and without --db-user and --db-name")

@@ -56,13 +56,13 @@ def show_recordings(rows: list[dict[str, Any]], output: str) -> None:
     if output in TABLES:
         rows = [{**row, "length": ago(row["seconds"]), "octets": size(row["size"])} for row in rows]
     columns = (
-        Column("ID", "id", "bold", whole=True),
-        Column("USER", "user"),
-        Column("LOGIN", "login", rank=2),
-        Column("NODE", "node"),
-        Column("STARTED", "started", rank=1, whole=True),
-        Column("LENGTH", "length", rank=3),
-        Column("SIZE", "octets", rank=4),
+        Column("Id", "id", "bold", whole=True),
+        Column("User", "user"),
+        Column("Login", "login", rank=2),
+        Column("Node", "node"),
+        Column("Started", "started", rank=1, whole=True),
+        Column("Length", "length", rank=3),
+        Column("Size", "octets", rank=4),
     )
     show(rows, columns, output)
 

@@ -17,13 +17,16 @@ PRIVATE_FOLDER = 0o700
 
 
 def make_folder(folder: Path) -> None:
-    """Creates the folder and its parents, 0700 each; those that exist stay as they are."""
+    """Creates the folder and its parents, 0700 each; those that exist stay as they are. Raises Failure at a file."""
     missing = []
     while not folder.is_dir():
         missing.append(folder)
         folder = folder.parent
     for each in reversed(missing):
-        each.mkdir(mode=PRIVATE_FOLDER, exist_ok=True)
+        try:
+            each.mkdir(mode=PRIVATE_FOLDER, exist_ok=True)
+        except FileExistsError:
+            raise Failure(f"{each} is a file: expected a folder") from None
 
 
 def check_writable(folder: Path) -> None:

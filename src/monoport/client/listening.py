@@ -5,6 +5,7 @@ Belongs here: opening them, and who may connect. Does not belong here: what beco
 
 import hashlib
 import ipaddress
+import os
 import socket
 import stat
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from monoport.net.sockets import keep_alive
 
 PORTS = range(20_000, 30_000)  # for ports made of names: below those that Linux gives to outgoing connections
 TRIES = 32  # ports tried in turn where another program has the first
+MAX_PATH = 107  # bytes of a Unix socket's path on Linux: sockaddr_un has 108, one for the end
 BACKLOG = 128  # connections that wait to be accepted; a pool of clients opens a few dozen at once
 
 
@@ -78,6 +80,10 @@ def listen_unix(path: Path) -> list[socket.socket]:
     Raises:
         Failure: it cannot be made there.
     """
+    if len(os.fsencode(path)) > MAX_PATH:
+        raise Failure(
+            f"cannot listen on {path}: {len(os.fsencode(path))} bytes, and a socket's path has {MAX_PATH} at most"
+        )
     _remove_stale(path)
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     try:

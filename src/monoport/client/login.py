@@ -176,7 +176,7 @@ def _read_grant(answer: dict[str, Any], pair: KeyPair, user: str) -> Grant:
     if grant.expires < datetime.now(UTC) + CLOCK_SKEW:
         raise Failure(
             f"the new certificate ends at {grant.expires:%Y-%m-%d %H:%M:%S} UTC, within a minute: "
-            "check this machine's clock, or ask for a longer --ttl"
+            "check this machine's clock, --ttl and the max_session_ttl of your roles"
         )
     return grant
 

@@ -12,17 +12,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, assert_never
 
-from cryptography import x509
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from monoport.access.identity import Identity, from_x509
+from monoport.access.identity import Identity
 from monoport.access.locks import lock_for
 from monoport.audit.outage import Outage
-from monoport.daemon.reach import Aim, Known, explained, supposed
+from monoport.daemon.reach import Aim, Known, certified, explained, supposed
 from monoport.errors import Failure
 from monoport.net.http import serve_http
 from monoport.net.stream import Stream
@@ -174,7 +173,7 @@ def answer(
             assert_never(unknown)
     answered: dict[str, Any] = {"outcome": words, "steps": steps}
     if aim is not None:
-        answered["access"] = explained(aim, _caller(question, front, known), known, datetime.now(UTC))
+        answered["access"] = explained(aim, _caller(question, front, known), known, table, datetime.now(UTC))
     return answered
 
 
@@ -184,10 +183,7 @@ def _caller(question: Question, front: FrontDoor, known: Known) -> Identity:
         return supposed(question.user, front.table.cluster, known, datetime.now(UTC))
     if not question.certificate:
         raise Failure("whose access? expected a user or a certificate")
-    try:
-        return from_x509(x509.load_pem_x509_certificate(question.certificate.encode()), front.cas())
-    except ValueError as error:
-        raise Failure(f"the certificate cannot be read: {error}") from error
+    return certified(question.certificate, front.cas())
 
 
 def _identity(question: Question, route: Routed, front: FrontDoor, known: Known) -> list[dict[str, str]]:

@@ -24,7 +24,7 @@ class Wakeup:
     inside the call.
     """
 
-    __slots__ = ("_asyncio_future_blocking", "_callback", "_cancelled", "_context", "_done", "_loop")
+    __slots__ = ("_asyncio_future_blocking", "_callback", "_cancelled", "_context", "_done", "_loop", "_message")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
@@ -33,6 +33,7 @@ class Wakeup:
         self._context: contextvars.Context | None = None
         self._done = False
         self._cancelled = False
+        self._message: object = None
 
     def get_loop(self) -> asyncio.AbstractEventLoop:
         """The loop whose tasks may wait here; asyncio asks."""
@@ -54,15 +55,19 @@ class Wakeup:
         return self._done
 
     def result(self) -> None:
-        """What the task receives: nothing, or CancelledError."""
+        """What the task receives: nothing, or CancelledError with the message of `cancel`."""
         if self._cancelled:
-            raise asyncio.CancelledError
+            raise asyncio.CancelledError if self._message is None else asyncio.CancelledError(self._message)
 
     def cancel(self, msg: object = None) -> bool:
-        """End the wait with CancelledError; False if the event has already come."""
+        """End the wait with CancelledError; False if the event has already come.
+
+        msg: anyio's scopes, and with them Starlette's, know by it which cancellation is their own to swallow.
+        """
         if self._done:
             return False
         self._done = self._cancelled = True
+        self._message = msg
         if self._callback is not None:
             self._loop.call_soon(self._callback, self, context=self._context)
         return True

@@ -14,6 +14,8 @@ from asyncssh.packet import Boolean, String, UInt32
 
 from monoport.access.forwarding import Forwarding
 from monoport.agents.node import display, forwarding
+from monoport.agents.node.opener import Opener
+from monoport.errors import Failure
 from monoport.tunnel.channel import ChannelSession
 
 TABLES = ("/proc/net/tcp", "/proc/net/tcp6")
@@ -76,7 +78,11 @@ async def test_a_remote_port_reaches_a_service_beside_the_client(world):
         with pytest.raises(OSError, match=str(port)):
             await asyncio.open_connection("127.0.0.1", port)
     (listening,) = world.events("port.listen")
-    assert (listening["kind"], listening["target"], listening["login"]) == ("remote_port", "localhost:0", world.login)
+    assert (listening["kind"], listening["target"], listening["login"]) == (
+        "remote_port",
+        f"localhost:{port}",
+        world.login,
+    )
     (begun,) = world.events("port.forward")
     assert (begun["kind"], begun["target"]) == ("remote_port", f"localhost:{port}")
     assert str(begun["origin"]).startswith("127.0.0.1:")
@@ -244,6 +250,37 @@ async def test_ports_and_paths_in_use_are_refused_and_nothing_of_others_is_remov
         await client.run(f"rm {path}")
     assert len(client_side.lines) == 7
     assert all("already in use" in line for line in client_side.lines[:2])
+    assert not world.events("port.listen"), "nothing did"
+
+
+async def test_what_cannot_be_recorded_listens_no_more(world, monkeypatch):
+    path = Path(pwd.getpwnam(world.login).pw_dir) / "unrecorded.sock"
+    made, listen = [], Opener.listen
+
+    async def listened(self, hosts, port):
+        made.extend(found := await listen(self, hosts, port))
+        return found
+
+    monkeypatch.setattr(Opener, "listen", listened)
+    async with world.connected() as client:
+        monkeypatch.setattr(world.audit, "emit", failing(world.audit.emit, "port.listen"))
+        with pytest.raises(asyncssh.ChannelListenError):
+            await client.create_server(lambda *_: ChannelSession(), "localhost", 0)
+        with pytest.raises(asyncssh.ChannelListenError):
+            await client.create_unix_server(ChannelSession, str(path))
+        await world.until(lambda: not path.exists())
+        assert [one.fileno() for one in made] == [-1] * len(made) != []
+
+
+def failing(emit, name):
+    """The log, but for events of this type: its disk is full."""
+
+    async def refuse(kind, /, **fields):
+        if kind == name:
+            raise Failure("the spool is full")
+        return await emit(kind, **fields)
+
+    return refuse
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="root is who could do it")

@@ -198,13 +198,13 @@ class Forwards:
                 reason = f"ports below {UNPRIVILEGED} are root's"
                 raise await self._refused(Forwarding.REMOTE_PORT, reason, "the login is not root", target)
             self._one_more()
-            await self._audit.emit("port.listen", **self._user.facts, kind="remote_port", target=target, rule=rule)
             found = await self._opener.listen(hosts, port)
+            bound = int(found[0].getsockname()[1])  # another than was asked for, if that was 0: any
+            standing = Standing(Forwarding.REMOTE_PORT, address(host, bound), found)
+            await self._listens("remote_port", standing, rule)
         except (OSError, ValueError, Failure) as error:
             self._tell(f"remote forwarding of {target}", error)
             return False
-        bound = int(found[0].getsockname()[1])
-        standing = Standing(Forwarding.REMOTE_PORT, address(host, bound), found)
 
         def opened(peer: tuple[str, int]) -> Opened:
             return lambda factory: self._made().create_connection(
@@ -219,12 +219,11 @@ class Forwards:
         try:
             rule = await self._allow(Forwarding.REMOTE_UNIX, path)
             self._one_more()
-            await self._audit.emit("port.listen", **self._user.facts, kind="remote_unix", target=path, rule=rule)
-            found = await self._opener.listen_unix(_path(path))
+            standing = Standing(Forwarding.REMOTE_UNIX, path, [await self._opener.listen_unix(_path(path))], path)
+            await self._listens("remote_unix", standing, rule)
         except (OSError, ValueError, Failure) as error:
             self._tell(f"remote forwarding of {path}", error)
             return False
-        standing = Standing(Forwarding.REMOTE_UNIX, path, [found], path)
 
         def opened(_peer: tuple[str, int]) -> Opened:
             return lambda factory: self._made().create_unix_connection(
@@ -233,6 +232,16 @@ class Forwards:
 
         self._stand(standing, opened)
         return Listener(0, lambda: self._end(standing))
+
+    async def _listens(self, kind: str, standing: Standing, rule: str) -> None:
+        """Record what listens now, before any connection to it is taken; where that fails, it listens no more."""
+        try:
+            await self._audit.emit("port.listen", **self._user.facts, kind=kind, target=standing.target, rule=rule)
+        except BaseException:
+            standing.stop()
+            if standing.path:
+                self._opener.remove(standing.path)
+            raise
 
     def _one_more(self) -> None:
         if len(self._standing) >= LISTENERS:
