@@ -17,6 +17,7 @@ from monoport.auth.authorities import TrustedCas
 from monoport.auth.client import AuthClient, AuthUnavailable, unix
 from monoport.auth.keys import Credentials, identity_files
 from monoport.auth.transport import StreamTransport
+from monoport.cli.progress import wait_noting
 from monoport.cli.run import wait
 from monoport.config import Config
 from monoport.errors import Failure
@@ -75,7 +76,7 @@ class Beside:
                 return await work(client)
 
         try:
-            return wait(asked())
+            return wait_noting(asked(), "asking the auth service")
         except AuthUnavailable as error:
             if isinstance(error.__cause__, OSError) and not isinstance(error.__cause__, TimeoutError):  # that one runs
                 raise Failure(f"{self._not_running()} ({error.__cause__})") from error

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from monoport.cli.run import Group, wait
+from monoport.cli.run import Group
 from monoport.cli.tsh_options import format_option, proxy_option
 from monoport.client.profile import Home
 
@@ -79,6 +79,7 @@ def play(proxy: str | None, speed: float, idle: float | None, output: str | None
     Keys: space pauses, left and right move 5 s, 0 to 9 jump to a tenth, comma and period show single events,
     + and - change the speed, q ends.
     """
+    from monoport.cli.progress import wait_noting
     from monoport.client.player import play as play_on
     from monoport.client.player import taken
     from monoport.client.playhead import Playhead
@@ -86,7 +87,7 @@ def play(proxy: str | None, speed: float, idle: float | None, output: str | None
     from monoport.client.replay import Recording
 
     wanted = output or ("" if sys.stdout.isatty() else "text")
-    with wait(opened(Home.of(), proxy, recording)) as file:
+    with wait_noting(opened(Home.of(), proxy, recording), "fetching the recording") as file:
         found = Recording(file)
         if wanted:
             for part in _dumped(found, wanted):
