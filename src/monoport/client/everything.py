@@ -22,7 +22,9 @@ from monoport.client.renewal import Keeper
 from monoport.client.ways import filled, words
 from monoport.errors import Failure
 
-AGAIN = 30.0  # seconds between looks at what there is: a database that comes or goes is noticed within this
+AGAIN = (
+    10.0  # seconds between looks at what there is: a database that comes or goes, or is down, is noticed within this
+)
 
 
 @dataclass(slots=True)
@@ -33,6 +35,7 @@ class End:
         name, protocol: of the database, the protocol's title.
         address: where it listens, "" while it does not. use: a line to paste. connections: that run now.
         problem: what was wrong last, "" if nothing is.
+        state: what its agent says of the real server: up, down and why, or "" if nothing is known.
     """
 
     name: str
@@ -40,7 +43,13 @@ class End:
     address: str = ""
     use: str = ""
     problem: str = ""
+    state: str = ""
     _proxy: LocalProxy | None = field(default=None, repr=False)
+
+    @property
+    def wrong(self) -> str:
+        """Why it cannot be used now, "" if it can as far as is known."""
+        return self.problem or (self.state if self.state.startswith("down") else "")
 
     @property
     def connections(self) -> int:
@@ -158,3 +167,4 @@ class _Ends:
             if name not in self._running or self._running[name].done():  # one that could not be opened is tried again
                 end = self.ends[name] = End(name, databases.title_of(each))
                 self._running[name] = group.create_task(end.serve(self.home, self.profile, self.folder, each))
+            self.ends[name].state = databases.state_of(each)

@@ -284,7 +284,7 @@ async def test_a_server_that_is_not_there(cluster: Cluster, server: FerretServer
     user = cluster.user(destination=destination())
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-    for uri, why in ((f"localhost:{port}", "is down or cannot be reached"), (f"127.0.0.2:{server.port}", "is down")):
+    for uri in (f"localhost:{port}", f"127.0.0.2:{server.port}"):
         async with opened(cluster, tmp_path, uri=uri) as door, door.client(user) as client:
-            with pytest.raises(OperationFailure, match=why):
+            with pytest.raises(OperationFailure, match='database "orders" cannot be reached from its agent'):
                 await client.app.things.insert_one({})
