@@ -159,7 +159,7 @@ def test_a_certificate_that_names_no_database_user(alice: Person, straight: str)
     plain.write_bytes((alice.home / ".tsh/keys/localhost/alice-x509.pem").read_bytes() + key.read_bytes())
     with (
         MongoClient(straight.replace(str(pem), str(plain)), serverSelectionTimeoutMS=15_000) as client,
-        pytest.raises(OperationFailure, match="neither certificate nor start-up message names a database user"),
+        pytest.raises(OperationFailure, match="names a database user: tsh db login mongo --db-user=USER"),
     ):
         client.app.people.find_one()
 
