@@ -155,9 +155,11 @@ async def test_without_a_terminal_each_change_is_one_line(
             showing = group.create_task(show(ends))
             ends["orders"] = End("orders", "PostgreSQL", problem="no\x1b")
             await says("orders  PostgreSQL  not open  no\\x1b")
+            ends["stock"].state = "down: not yet"
             ends["stock"].use = "mariadb"
             ends["stock"].address = "127.0.0.1:1"
             await says("stock  MySQL  127.0.0.1:1  mariadb")
+            await says("stock  MySQL  127.0.0.1:1  down: not yet")
             ends["stock"].state = "down: cannot be reached"
             await says("stock  MySQL  127.0.0.1:1  down: cannot be reached")
             ends["stock"].state = "up"
@@ -165,4 +167,4 @@ async def test_without_a_terminal_each_change_is_one_line(
             del ends["stock"]
             await says("stock  is gone")
             showing.cancel()
-    assert said.count("stock  MySQL") == 3
+    assert said.count("stock  MySQL") == 4

@@ -57,11 +57,12 @@ async def _lines(ends: Mapping[str, Any]) -> None:
     while True:
         for name, end in ends.items():
             address, wrong = said.get(name, ("", ""))
-            if end.address and (address != end.address or (wrong and not end.wrong)):
+            now = end.wrong if end.address else end.problem  # a server that is down is told once its end is there
+            if end.address and (address != end.address or (wrong and not now)):
                 _say(name, end, end.use)
-            if end.wrong and (wrong != end.wrong or (address and not end.address)):
-                _say(name, end, end.wrong)
-            said[name] = (end.address, end.wrong)
+            if now and (wrong != now or (address and not end.address)):
+                _say(name, end, now)
+            said[name] = (end.address, now)
         for name in [name for name in said if name not in ends]:
             del said[name]
             click.echo(f"{printable(name)}{GAP}is gone")
