@@ -330,6 +330,9 @@ async def test_which_database(
     (denied,) = front.world.audit.events
     assert denied.type == "db.session.deny"
     assert denied.fields["rule"]
+    named = destination.name if destination is not None and destination.kind == "db" else ""
+    assert denied.fields["database"] == (target or named)
+    assert (denied.fields["db_user"], denied.fields["db_name"]) == ("alice", "app"), "what was asked for"
     assert front.world.tunnels.prefaces == []
 
 

@@ -27,7 +27,7 @@ from monoport.protocols.description import Description
 from monoport.proxy.cancels import Cancels, Live
 from monoport.proxy.connection import Connection
 from monoport.proxy.contexts import Contexts
-from monoport.proxy.destination import Refused, narrowed_to, wanted
+from monoport.proxy.destination import Refused, asked, narrowed_to, wanted
 from monoport.proxy.opening import opened, tell
 from monoport.proxy.source import shown
 from monoport.routing.outcome import Refusal
@@ -161,10 +161,10 @@ class Databases:
         assert identity is not None, "fronts let nobody log in without a certificate"
         who: dict[str, Any] = {"connection": connection.id, "user": str(identity), "source": shown(connection.source)}
         target = connection.route.target if connection.route is not None else None
+        who |= asked(identity, target, login) | {"protocol": protocol.name}
         try:
             name, action = wanted(identity, target, protocol, login)
-            who |= {"database": name, "protocol": protocol.name, "db_user": action.user}
-            who["db_name"] = action.database or ""
+            who |= {"database": name, "db_user": action.user, "db_name": action.database or ""}
             if action.features:
                 who["features"] = list(action.features)
             permit, server = await self._dial(connection, protocol, name, action, live)

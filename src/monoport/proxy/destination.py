@@ -53,6 +53,13 @@ def _action(name: str, protocol: Description, login: Login, user: str, database:
     return DatabaseLogin(user, database if database or protocol.needs_database else None, login.features)
 
 
+def asked(identity: Identity, target: str | None, login: Login) -> dict[str, str]:
+    """Fields of the audit log: the login that was asked for, and where it names nothing the certificate's."""
+    allowed = narrowed_to(identity)
+    name, user, database = (allowed.name, allowed.user, allowed.database) if allowed is not None else ("", "", "")
+    return {"database": target or name, "db_user": login.user or user, "db_name": login.database or database}
+
+
 def narrowed_to(identity: Identity | None) -> Destination | None:
     """The database that a certificate was narrowed to, if it was to one."""
     if identity is None or identity.destination is None or identity.destination.kind != "db":
