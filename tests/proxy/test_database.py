@@ -349,6 +349,16 @@ async def test_protocol_from_certificate_or_directory(front: Front, cluster: Clu
         assert await client.read() == b""
 
 
+async def test_a_certificate_for_another_protocols_database_is_refused_in_the_words_of_the_name(
+    front: Front, cluster: Cluster
+) -> None:
+    destination = Destination("db", "mine", "mysql", "alice")
+    async with front.client(cluster.user(destination=destination), replace(ROUTE, protocol=None)) as client:
+        await client.write(STARTUP)
+        assert (await error(client))["M"].startswith('this certificate is for database "mine", not for "orders"')
+    assert front.world.tunnels.prefaces == []
+
+
 async def test_a_role_that_does_not_allow(front: Front, cluster: Cluster) -> None:
     async with front.client(cluster.user(users=["bob"])) as client:
         await client.write(STARTUP)
