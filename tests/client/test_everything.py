@@ -60,7 +60,8 @@ def test_where_another_program_has_the_port_the_next_one_will_do_unless_it_was_a
 async def test_every_database_gets_an_end_and_those_that_come_and_go_are_followed(
     home: Home, cas: Cas, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    looks = [listed("orders", "stock"), [*listed("orders", down=True), *listed("people")], listed("orders", "people")]
+    later = [*listed("orders", down=True), *listed("people")]
+    looks = [listed("orders", "stock"), later, [], later]
     pauses: asyncio.Queue[None] = asyncio.Queue()
     seen: asyncio.Queue[Mapping[str, End]] = asyncio.Queue()
 
@@ -69,7 +70,10 @@ async def test_every_database_gets_an_end_and_those_that_come_and_go_are_followe
         await pauses.get()
 
     async def there(*_: object) -> list[Listed]:
-        return looks.pop(0)
+        found = looks.pop(0)
+        if not found:
+            raise Failure("alice@example.com is locked")
+        return found
 
     async def show(ends: Mapping[str, End]) -> None:
         seen.put_nowait(ends)
@@ -105,6 +109,12 @@ async def test_every_database_gets_an_end_and_those_that_come_and_go_are_followe
             pauses.put_nowait(None)
             await opened(ends, "people")
             assert "stock" not in ends
+            pauses.put_nowait(None)
+            while orders.wrong != "alice@example.com is locked":  # noqa: ASYNC110
+                await asyncio.sleep(0)
+            pauses.put_nowait(None)
+            while "locked" in orders.wrong:  # noqa: ASYNC110
+                await asyncio.sleep(0)
             assert ends["orders"] is orders, "what runs is left alone"
             assert (orders.wrong, orders.address != "") == ("down: no", True)
             writer.close()
