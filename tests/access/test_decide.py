@@ -306,6 +306,18 @@ def test_a_narrowed_certificate_reaches_only_what_it_names(make, changes, permit
         assert "narrowed to" in answer.rule
 
 
+@pytest.mark.parametrize(
+    ("destination", "told"),
+    [
+        (("postgres", "owner"), 'user "reader" of "orders" denied: this certificate is for user "owner"'),
+        (("postgres", "", "payroll"), 'database "shop" of "orders" denied: this certificate is for database "payroll"'),
+    ],
+)
+def test_who_has_a_narrower_certificate_is_told_what_it_is_for(make, destination, told):
+    user = make.user(destination=Destination("db", "orders", *destination))
+    assert ask_db(make, user, make.roles(dev={"allow": ANYTHING})).reason == told
+
+
 def test_listings_show_what_labels_allow_whatever_the_login(make):
     labels = {"node_labels": {"env": "dev"}, "db_labels": {"env": "dev"}}
     roles = make.roles(dev={"allow": {"logins": ["nobody"], "db_users": ["nobody"], **labels}})

@@ -21,7 +21,7 @@ from monoport.client.everything import End
 from monoport.client.localproxy import LocalProxy, Wrapping
 
 ERASED = re.compile(r"\r(?:\x1b\[2K(?:\x1b\[1A)?)+")  # the table is gone and the next one comes
-HEAD = ["Database", "Protocol", "Listening on", "Connections", "Connect with, or what is wrong"]
+HEAD = ["Database", "Protocol", "Listening on", "Connections", "State"]
 PATIENCE = 20.0  # seconds for what takes milliseconds
 
 
@@ -54,9 +54,20 @@ class Screen:
         os.close(self._master)
 
     def raw(self) -> str:
-        """The last table that is whole, with what colours it; "" if there is none yet."""
+        """The last table that is whole, with what colours it and with lines that came above it; "" if none is yet."""
         *whole, _ = ERASED.split(self._seen.decode(errors="replace").replace("\r\n", "\n"))
         return whole[-1] if whole else ""
+
+    async def says(self, line: str) -> None:
+        """Wait until a line has come, which stays above all tables."""
+        while f"{line}\n" not in self.seen:
+            self._more.clear()
+            await self._more.wait()
+
+    @property
+    def seen(self) -> str:
+        """All that has come, without what colours it."""
+        return re.sub(r"\x1b\[[0-9;]*m", "", self._seen.decode(errors="replace").replace("\r\n", "\n"))
 
     async def shows(self, true: Callable[[list[str]], bool]) -> list[str]:
         """The lines of a table of which this is true."""
@@ -97,7 +108,12 @@ async def test_a_table_follows_what_happens(monkeypatch: pytest.MonkeyPatch) -> 
 
         proxy = LocalProxy(Wrapping(None, "teleport-mysql", None), [], pytest.fail, joined=3)  # type: ignore[arg-type]
         stock.address, stock.use, stock._proxy = "127.0.0.1:20001", "mariadb --port=20001", proxy
-        await screen.shows(has("stock", "127.0.0.1:20001", " 3 ", "mariadb --port=20001"))
+        await screen.shows(has("stock", "127.0.0.1:20001", " 3"))
+        stock.state = "down: cannot be reached"
+        await screen.shows(has("stock", "127.0.0.1:20001", " 3  down: cannot be reached"))
+        assert "\x1b[31mdown: cannot be reached" in screen.raw(), "in red"
+        stock.state = "up"
+        await screen.shows(has("stock", "127.0.0.1:20001", " 3  up"))
 
         ends["orders"] = End("orders", "PostgreSQL", problem="which user? \x1b[2Jname one")
         lines = await screen.shows(has("orders"))
@@ -109,15 +125,16 @@ async def test_a_table_follows_what_happens(monkeypatch: pytest.MonkeyPatch) -> 
         await screen.shows(lambda lines: has("orders")(lines) and not has("stock")(lines))
 
 
-async def test_a_line_to_paste_that_is_wider_than_the_terminal_is_folded_and_not_cut(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    use = "mongosh " + "".join(f"{number:04}" for number in range(60))
+async def test_a_line_to_paste_stands_above_the_table_once_and_in_one_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    use = "mongosh " + "".join(f"{number:04}" for number in range(60))  # twice as wide as the terminal
     async with followed(monkeypatch) as (screen, ends):
-        ends["papers"] = End("papers", "MongoDB", "127.0.0.1:20002", use)
-        lines = await screen.shows(has("papers"))
-    start = lines[1].index("Connect with")
-    assert "".join(line[start:] for line in lines[2:]).replace(" ", "") == use.replace(" ", "")
+        ends["papers"] = papers = End("papers", "MongoDB", "127.0.0.1:20002", use)
+        await screen.says(f"papers  {use}")
+        papers.state = "up"
+        await screen.shows(has("papers", "127.0.0.1:20002", " 0  up"))
+        papers.use = "mongosh --port=20002"  # somebody else now, by a new login
+        await screen.says("papers  mongosh --port=20002")
+        assert screen.seen.count(use) == 1
 
 
 async def test_without_a_terminal_each_change_is_one_line(
@@ -127,9 +144,9 @@ async def test_without_a_terminal_each_change_is_one_line(
     ends = {"stock": End("stock", "MySQL")}
     said = ""
 
-    async def says(line: str) -> None:
+    async def says(line: str, times: int = 1) -> None:
         nonlocal said
-        while f"{line}\n" not in said:
+        while said.count(f"{line}\n") < times:
             said += capsys.readouterr().out
             await asyncio.sleep(0)
 
@@ -138,10 +155,16 @@ async def test_without_a_terminal_each_change_is_one_line(
             showing = group.create_task(show(ends))
             ends["orders"] = End("orders", "PostgreSQL", problem="no\x1b")
             await says("orders  PostgreSQL  not open  no\\x1b")
+            ends["stock"].state = "down: not yet"
             ends["stock"].use = "mariadb"
             ends["stock"].address = "127.0.0.1:1"
             await says("stock  MySQL  127.0.0.1:1  mariadb")
+            await says("stock  MySQL  127.0.0.1:1  down: not yet")
+            ends["stock"].state = "down: cannot be reached"
+            await says("stock  MySQL  127.0.0.1:1  down: cannot be reached")
+            ends["stock"].state = "up"
+            await says("stock  MySQL  127.0.0.1:1  mariadb", times=2)
             del ends["stock"]
             await says("stock  is gone")
             showing.cancel()
-    assert said.count("stock  MySQL") == 1
+    assert said.count("stock  MySQL") == 4

@@ -21,14 +21,18 @@ from .conftest import Cas, server_context, signed_in
 from .test_shell import ALPN, Database, database_login, upper
 
 
-def listed(*names: str) -> list[Listed]:
+def listed(*names: str, down: bool = False) -> list[Listed]:
     return [
         parse_document(
             {
                 "kind": "db",
                 "version": "v1",
                 "metadata": {"name": name},
-                "spec": {"protocol": "postgres", "host_id": "h"},
+                "spec": {
+                    "protocol": "postgres",
+                    "host_id": "h",
+                    **({"state": "down", "problem": "no"} if down else {}),
+                },
             }
         )  # type: ignore[misc]
         for name in names
@@ -56,7 +60,8 @@ def test_where_another_program_has_the_port_the_next_one_will_do_unless_it_was_a
 async def test_every_database_gets_an_end_and_those_that_come_and_go_are_followed(
     home: Home, cas: Cas, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    looks = [listed("orders", "stock"), listed("orders", "people"), listed("orders", "people")]
+    later = [*listed("orders", down=True), *listed("people")]
+    looks = [listed("orders", "stock"), later, [], later]
     pauses: asyncio.Queue[None] = asyncio.Queue()
     seen: asyncio.Queue[Mapping[str, End]] = asyncio.Queue()
 
@@ -65,7 +70,10 @@ async def test_every_database_gets_an_end_and_those_that_come_and_go_are_followe
         await pauses.get()
 
     async def there(*_: object) -> list[Listed]:
-        return looks.pop(0)
+        found = looks.pop(0)
+        if not found:
+            raise Failure("alice@example.com is locked")
+        return found
 
     async def show(ends: Mapping[str, End]) -> None:
         seen.put_nowait(ends)
@@ -97,10 +105,18 @@ async def test_every_database_gets_an_end_and_those_that_come_and_go_are_followe
             writer.write(b"a")
             assert await reader.readexactly(1) == b"A"
             assert orders.connections == 1
+            assert not orders.wrong
             pauses.put_nowait(None)
             await opened(ends, "people")
             assert "stock" not in ends
+            pauses.put_nowait(None)
+            while orders.wrong != "alice@example.com is locked":  # noqa: ASYNC110
+                await asyncio.sleep(0)
+            pauses.put_nowait(None)
+            while "locked" in orders.wrong:  # noqa: ASYNC110
+                await asyncio.sleep(0)
             assert ends["orders"] is orders, "what runs is left alone"
+            assert (orders.wrong, orders.address != "") == ("down: no", True)
             writer.close()
             os.kill(os.getpid(), signal.SIGTERM)
 

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import signal
+import socket
 import sys
 from pathlib import Path
 from urllib.parse import quote
@@ -122,6 +123,20 @@ async def test_the_program_gets_words_for_what_was_chosen_and_a_socket_that_only
     assert status == 0
     assert found == [word.format(path=path, quoted=quote(path, safe="")) for word in words]
     assert modes == ["0o700", "0o600"]
+
+
+async def test_many_connections_that_fail_for_one_reason_are_one_line(home: Home, cas: Cas, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        profile = signed_in(home, cas, taken.getsockname()[1])
+    database_login(home, cas, profile, "orders", db_user="alice", database="shop")
+    program, said = tmp_path / "psql", list[str]()
+    program.write_text(PSQL.replace("client = ", "for _ in range(4):\n  client = ").replace("\nclient.", "\n  client."))
+    program.chmod(0o755)
+    words, environment = [str(tmp_path / "said")], {"PATH": str(tmp_path)}
+    async with asyncio.timeout(30):
+        await connect(home, profile, Wanted("orders"), words, report=said.append, environment=environment)
+    (line,) = said
+    assert line.startswith("cannot reach the proxy: ")
 
 
 async def test_a_missing_program_is_named_with_how_to_get_it(home: Home, cas: Cas, tmp_path: Path) -> None:

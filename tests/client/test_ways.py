@@ -112,6 +112,23 @@ def test_mongodbs_strings_name_a_database_only_if_there_is_one(home: Home, cas: 
     assert uri.startswith(f"mongodb://{places.get(way, 'localhost:27018')}/{quote(database, safe='')}?directConn")
 
 
+@pytest.mark.parametrize("way", ["lent", "own", "socket"])
+def test_mongodbs_strings_have_a_place_for_a_user_only_where_the_login_names_none(
+    home: Home, cas: Cas, way: str
+) -> None:
+    profile = signed_in(home, cas, 1)
+    at = Address("/run/x.sock" if way == "socket" else "localhost", 27018)
+    found = {}
+    for user in ("", "alice"):
+        database_login(home, cas, profile, "papers", protocol="mongodb", db_user=user)
+        (login,) = databases.logins(home, profile)
+        found[user] = ways.filled(getattr(MONGODB.ways, way)[1], ways.words(home, profile, login, at))
+    option = "&authMechanism=MONGODB-X509"
+    assert found[""].startswith("mongodb://USER@")
+    assert found[""].replace("USER@", "").replace(option, "") == found["alice"]
+    assert option in found[""]
+
+
 def pair_of(home: Home, profile: Profile, folder: Path, *names: str) -> list[Path]:
     """The files of a login of somebody else's making: certificate and key, in one file if there is but one name."""
     keys = home.keys(profile)

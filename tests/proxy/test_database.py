@@ -330,6 +330,9 @@ async def test_which_database(
     (denied,) = front.world.audit.events
     assert denied.type == "db.session.deny"
     assert denied.fields["rule"]
+    named = destination.name if destination is not None and destination.kind == "db" else ""
+    assert denied.fields["database"] == (target or named)
+    assert (denied.fields["db_user"], denied.fields["db_name"]) == ("alice", "app"), "what was asked for"
     assert front.world.tunnels.prefaces == []
 
 
@@ -344,6 +347,16 @@ async def test_protocol_from_certificate_or_directory(front: Front, cluster: Clu
         await client.write(message(b"X"))
     async with front.client(cluster.user(), replace(by_name, target=None)) as client:
         assert await client.read() == b""
+
+
+async def test_a_certificate_for_another_protocols_database_is_refused_in_the_words_of_the_name(
+    front: Front, cluster: Cluster
+) -> None:
+    destination = Destination("db", "mine", "mysql", "alice")
+    async with front.client(cluster.user(destination=destination), replace(ROUTE, protocol=None)) as client:
+        await client.write(STARTUP)
+        assert (await error(client))["M"].startswith('this certificate is for database "mine", not for "orders"')
+    assert front.world.tunnels.prefaces == []
 
 
 async def test_a_role_that_does_not_allow(front: Front, cluster: Cluster) -> None:

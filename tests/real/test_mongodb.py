@@ -115,6 +115,22 @@ def test_pymongo_by_the_string_that_is_printed(alice: Person, mongo: FerretServe
         talk(proxy.form("URI"))
 
 
+@pytest.mark.parametrize("way", ["--tunnel", "--unix", "own"])
+def test_the_string_of_a_login_that_names_no_user_has_a_place_for_one(
+    cluster: Cluster, mongo: FerretServer, tmp_path: Path, way: str
+) -> None:
+    person = cluster.person("alice")
+    cluster.login(person)
+    where = ["--listen", f"127.0.0.1:{free_port()}", *([way] if way == "--tunnel" else [])]
+    with proxy_db(person, *(["--unix", tmp_path / "mongo.sock"] if way == "--unix" else where), "mongo") as proxy:
+        talk(proxy.form("URI").replace("USER@", "alice@"))
+        with (
+            MongoClient(proxy.form("URI").replace("USER@", "mallory@"), serverSelectionTimeoutMS=15_000) as client,
+            pytest.raises(OperationFailure, match='as database user "mallory" denied'),
+        ):
+            client.app.people.find_one()
+
+
 @pytest.mark.client(Client("PyMongo", "mongodb", SOCKET, PYMONGO))
 def test_pymongo_over_a_unix_socket(alice: Person, mongo: FerretServer, tmp_path: Path) -> None:
     with proxy_db(alice, "--unix", tmp_path / "mongo.sock", "mongo") as proxy:
@@ -159,7 +175,7 @@ def test_a_certificate_that_names_no_database_user(alice: Person, straight: str)
     plain.write_bytes((alice.home / ".tsh/keys/localhost/alice-x509.pem").read_bytes() + key.read_bytes())
     with (
         MongoClient(straight.replace(str(pem), str(plain)), serverSelectionTimeoutMS=15_000) as client,
-        pytest.raises(OperationFailure, match="neither certificate nor start-up message names a database user"),
+        pytest.raises(OperationFailure, match="names a database user: tsh db login mongo --db-user=USER"),
     ):
         client.app.people.find_one()
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from monoport.wire.mysql.compression import BLOCK, HEAD, OUT, Deflater, Inflater, deflated
+from monoport.wire.mysql.compression import BLOCK, HEAD, HOLD, OUT, Deflater, Inflater, deflated
 from monoport.wire.mysql.packets import ProtocolError
 
 
@@ -48,14 +48,19 @@ def contents(data: bytes) -> Iterator[tuple[int, bytes]]:
         yield number, zlib.decompress(sent) if plain else sent
 
 
-def whole_heads(blocks: Iterable[bytes]) -> None:
-    """Fail where a block ends within the head of an ordinary packet."""
-    left = 0
+def check_pieces(blocks: Iterable[bytes]) -> None:
+    """Fail where the head of an ordinary packet is in two blocks, or a packet is in more than two."""
+    left = pieces = 0
     for block in blocks:
-        while left < len(block):
-            assert left + HEAD <= len(block)
-            left += HEAD + int.from_bytes(block[left : left + 3], "little")
-        left -= len(block)
+        place = 0
+        while place < len(block):
+            if not left:
+                assert place + HEAD <= len(block)
+                left, pieces = HEAD + int.from_bytes(block[place : place + 3], "little"), 0
+            step = min(left, len(block) - place)
+            left, place, pieces = left - step, place + step, pieces + 1
+            assert pieces <= 2
+    assert not left
 
 
 PACKETS = st.lists(st.binary(max_size=300), max_size=6)
@@ -69,41 +74,50 @@ def test_what_is_sent_is_read_whatever_the_split(
     plain = b"".join(packet(part * (300 if long else 1)) for part in parts)
     deflater = Deflater()
     data = b"".join(deflater.add(piece) for piece in cut(plain, sent))
-    whole_heads(content for _, content in contents(data))
+    check_pieces(content for _, content in contents(data))
     assert inflated(Inflater(), *cut(data, read)) == plain
 
 
-def test_heads_stay_whole_octet_by_octet() -> None:
+def test_a_short_packet_waits_to_be_whole_octet_by_octet() -> None:
     plain = packet(b"abc") + packet(b"") + packet(b"x" * 60)
     deflater = Deflater()
     blocks = [content for place in range(len(plain)) for _, content in contents(deflater.add(plain[place : place + 1]))]
-    whole_heads(blocks)
-    assert b"".join(blocks) == plain
-    assert blocks[:3] == [plain[:4], b"a", b"b"]
+    assert blocks == [packet(b"abc"), packet(b""), packet(b"x" * 60)]
 
 
-def test_long_content_goes_into_several_packets_and_numbers_wrap() -> None:
-    plain = packet(bytes(3 * BLOCK + 1 - HEAD))
-    deflater = Deflater(254)
-    data = deflater.add(plain)
-    assert deflater.number == 2
-    assert [(number, len(content)) for number, content in contents(data)] == [
-        (254, BLOCK),
-        (255, BLOCK),
-        (0, BLOCK),
-        (1, 1),
-    ]
-    inflater = Inflater()
-    assert inflated(inflater, data) == plain
-    assert inflater.number == 1
+def test_a_long_packet_is_in_two_however_it_comes_and_numbers_wrap() -> None:
+    before, long, behind = packet(b"abc"), packet(bytes(3 * BLOCK)), packet(b"x" * 60)
+    plain = before + long + behind
+    for step in (1000, 65_536, len(plain)):
+        deflater = Deflater(254)
+        data = b"".join(deflater.add(plain[place : place + step]) for place in range(0, len(plain), step))
+        blocks = list(contents(data))
+        assert [number for number, _ in blocks] == [254, 255, 0, 1]
+        assert [len(content) for _, content in blocks[::3]] == [len(before), len(behind)]
+        assert b"".join(content for _, content in blocks) == plain
+        check_pieces(content for _, content in blocks)
+        inflater = Inflater()
+        assert inflated(inflater, data) == plain
+        assert (inflater.number, deflater.number) == (1, 2)
+
+
+def test_what_waits_of_a_packet_is_bounded() -> None:
+    deflater = Deflater()
+    begun = packet(bytes(2 * HOLD))[: HOLD + 1]
+    assert deflater.add(begun[:-1]) == b""
+    sent = deflater.add(begun[-1:])
+    rest = 2 * HOLD + HEAD - len(begun)
+    assert sent.endswith(compressed(b"", 0, 1, rest))
+    assert inflated(Inflater(), sent) == begun
+    assert deflater.add(bytes(rest)) == bytes(rest)
 
 
 @pytest.mark.parametrize("short", range(-1, HEAD + 2))
-def test_long_content_is_not_cut_within_a_head(short: int) -> None:
+def test_packets_share_a_block_as_far_as_it_goes(short: int) -> None:
     plain = packet(bytes(BLOCK - HEAD - short)) + packet(b"y" * 500)
     sizes = [len(content) for _, content in contents(Deflater().add(plain))]
-    first = BLOCK if short <= 0 or short >= HEAD else BLOCK - short
-    assert sizes == [first, len(plain) - first]
+    first = BLOCK - short
+    assert sizes == ([first, 504] if short >= 0 else [BLOCK, 1, 504])
 
 
 def test_short_content_is_not_compressed() -> None:

@@ -11,7 +11,7 @@ from dataclasses import InitVar, dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Final, Never, final
 
-from monoport.access.claims import Identity, Kind
+from monoport.access.claims import Destination, Identity, Kind
 from monoport.access.findings import look, why_none
 from monoport.access.forwarding import Forwarding, Verdict, verdicts
 from monoport.access.locks import lock_for
@@ -265,6 +265,8 @@ def _refused(identity: Identity, question: Question, locks: Sequence[Lock], now:
     rule = _refused_by_certificate(identity, question, now)
     if rule is not None:
         return Denied(question.reason, rule)
+    if (narrower := _narrower(identity.destination, question)) is not None:
+        return narrower
     lock = lock_for(identity, locks, now, nodes=question.nodes, login=question.login)
     if lock is None:
         return None
@@ -292,17 +294,24 @@ def _refused_by_certificate(identity: Identity, question: Question, now: datetim
         return "certificate: expired"
     if identity.usage and question.usage not in identity.usage:
         return f"certificate: narrowed to {', '.join(identity.usage)}"
-    if (route := identity.destination) is not None:
-        if (route.kind, route.name) != (question.kind, question.name):
-            return f"certificate: narrowed to {route.kind} {route.name}"
-        for what, only, wanted in (
-            ("user", route.user, question.user),
-            ("database", route.database, question.database),
-        ):
-            if only and wanted is not None and only != wanted:
-                return f"certificate: narrowed to {what} {only}"
+    if (route := identity.destination) is not None and (route.kind, route.name) != (question.kind, question.name):
+        return f"certificate: narrowed to {route.kind} {route.name}"
     if question.login is not None and question.login not in identity.principals:
         return f"certificate: login {question.login} is not among its principals"
+    return None
+
+
+def _narrower(route: Destination | None, question: Question) -> Denied | None:
+    """Why a certificate for this database is not for this login; its owner may know what it is for."""
+    if route is None:
+        return None
+    for what, only, wanted in (
+        ("user", route.user, question.user),
+        ("database", route.database, question.database),
+    ):
+        if only and wanted is not None and only != wanted:
+            reason = f'{what} "{wanted}" of "{question.name}" denied: this certificate is for {what} "{only}"'
+            return Denied(reason, f"certificate: narrowed to {what} {only}")
     return None
 
 

@@ -1,4 +1,5 @@
-"""`tsh proxy all` on a screen: a table that follows what happens; without a terminal, a line for each change.
+"""`tsh proxy all` on a screen: lines to paste, and below them a table that follows what happens; without a terminal, a
+line for each change.
 
 Belongs here: how it looks. Does not belong here: what the rows are (`client/everything.py`).
 """
@@ -31,27 +32,46 @@ def shown(title: str) -> Iterator[Show]:
     with Live(console=Console(highlight=False, markup=False, emoji=False), auto_refresh=False) as live:
 
         async def draw(ends: Mapping[str, Any]) -> None:
+            said: dict[str, str] = {}
             while True:
+                for name, end in sorted(ends.items()):
+                    if end.address and said.get(name) != end.use:
+                        said[name] = end.use
+                        live.console.print(_line(name, end.use), soft_wrap=True)
                 live.update(_table(title, ends), refresh=True)
                 await asyncio.sleep(TICK)
 
         yield draw
 
 
+def _line(name: str, use: str) -> Any:
+    """A line to paste, above the table: in one of its cells it would be folded, and be pasted with the folds."""
+    from rich.text import Text
+
+    return Text.assemble((printable(name), "bold"), GAP, printable(use))
+
+
 async def _lines(ends: Mapping[str, Any]) -> None:
-    """One line for each end that begins or stops listening, or whose problem is another."""
+    """One line for each end that begins or stops listening, or with which something else is wrong."""
     said: dict[str, tuple[str, str]] = {}
     while True:
         for name, end in ends.items():
-            now = (end.address, end.problem)
-            if said.get(name, ("", "")) != now:
-                said[name] = now
-                words = (name, end.protocol, end.address or "not open", end.problem or end.use)
-                click.echo(GAP.join(printable(word) for word in words if word))
+            address, wrong = said.get(name, ("", ""))
+            now = end.wrong if end.address else end.problem  # a server that is down is told once its end is there
+            if end.address and (address != end.address or (wrong and not now)):
+                _say(name, end, end.use)
+            if now and (wrong != now or (address and not end.address)):
+                _say(name, end, now)
+            said[name] = (end.address, now)
         for name in [name for name in said if name not in ends]:
             del said[name]
             click.echo(f"{printable(name)}{GAP}is gone")
         await asyncio.sleep(TICK)
+
+
+def _say(name: str, end: Any, words: str) -> None:
+    parts = (name, end.protocol, end.address or "not open", words)
+    click.echo(GAP.join(printable(part) for part in parts if part))
 
 
 def _table(title: str, ends: Mapping[str, Any]) -> Any:
@@ -60,10 +80,12 @@ def _table(title: str, ends: Mapping[str, Any]) -> Any:
     from rich.text import Text
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for name in ("Database", "Protocol", "Listening on", "Connections", "Connect with, or what is wrong"):
-        table.add_column(name, justify="right" if name == "Connections" else "left", overflow="fold")
+    for name in ("Database", "Protocol", "Listening on", "Connections", "State"):
+        table.add_column(
+            name, justify="right" if name == "Connections" else "left", overflow="fold", no_wrap=name != "State"
+        )
     for name, end in sorted(ends.items()):
-        state = Text(printable(end.problem), style="red") if end.problem else Text(printable(end.use))
+        state = Text(printable(end.wrong), style="red") if end.wrong else Text(printable(end.state))
         where = (
             Text(printable(end.address)) if end.address else Text("opening" if not end.problem else "-", style="dim")
         )

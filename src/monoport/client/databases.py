@@ -138,6 +138,14 @@ async def listing(home: Home, profile: Profile) -> list[dict[str, Any]]:
     ]
 
 
+def state_of(database: Database) -> str:
+    """What its agent says of the real server, for people: "up", "down: WHY", "" if it has not looked yet."""
+    spec = database.spec
+    if spec.state == "unknown":
+        return ""
+    return f"{spec.state}: {spec.problem}" if spec.problem else spec.state
+
+
 def describe(destination: Destination) -> str:
     """Whom a certificate makes the user in its database, for people."""
     user = destination.user or "any user"

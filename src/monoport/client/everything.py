@@ -22,7 +22,9 @@ from monoport.client.renewal import Keeper
 from monoport.client.ways import filled, words
 from monoport.errors import Failure
 
-AGAIN = 30.0  # seconds between looks at what there is: a database that comes or goes is noticed within this
+AGAIN = (
+    10.0  # seconds between looks at what there is: a database that comes or goes, or is down, is noticed within this
+)
 
 
 @dataclass(slots=True)
@@ -32,7 +34,8 @@ class End:
     Args:
         name, protocol: of the database, the protocol's title.
         address: where it listens, "" while it does not. use: a line to paste. connections: that run now.
-        problem: what was wrong last, "" if nothing is.
+        problem: why it does not listen, or cannot be renewed. trouble: why the cluster could not be reached by it last.
+        state: what its agent says of the real server: up, down and why, or "" if nothing is known.
     """
 
     name: str
@@ -40,7 +43,14 @@ class End:
     address: str = ""
     use: str = ""
     problem: str = ""
+    trouble: str = ""
+    state: str = ""
     _proxy: LocalProxy | None = field(default=None, repr=False)
+
+    @property
+    def wrong(self) -> str:
+        """Why it cannot be used now, "" if it can as far as is known."""
+        return self.problem or self.trouble or (self.state if self.state.startswith("down") else "")
 
     @property
     def connections(self) -> int:
@@ -65,11 +75,11 @@ class End:
             Address("127.0.0.1", stable_port(profile.cluster, database.name)), lends_identity=True, or_next=True
         )
         keeper = Keeper(home, profile, login, wrapping.adopt, self._note)
-        self._proxy = LocalProxy(wrapping, sockets, self._note, protocol.front)
+        self._proxy = LocalProxy(wrapping, sockets, self._failed, protocol.front)
 
         def check() -> None:
             keeper.check()
-            self.problem = ""  # what was wrong with an earlier connection is over
+            self.problem = self.trouble = ""  # what was wrong with an earlier connection is over
 
         self._proxy.check = check
         bound = address_of(sockets)
@@ -84,6 +94,9 @@ class End:
 
     def _note(self, problem: str) -> None:
         self.problem = problem
+
+    def _failed(self, why: str) -> None:
+        self.trouble = why
 
 
 async def everything(
@@ -144,10 +157,11 @@ class _Ends:
                     raise Failure(f"you have logged out of {self.profile.cluster}")
                 self.profile = found
                 try:
-                    there = await databases.databases(self.home, self.profile)
+                    there, trouble = await databases.databases(self.home, self.profile), ""
                 except Failure as error:
-                    for end in self.ends.values():
-                        end.problem = end.problem or str(error)
+                    trouble = str(error)
+                for end in self.ends.values():
+                    end.trouble = trouble
 
     def _follow(self, there: list[Database], group: asyncio.TaskGroup) -> None:
         listed = {each.name: each for each in there}
@@ -158,3 +172,4 @@ class _Ends:
             if name not in self._running or self._running[name].done():  # one that could not be opened is tried again
                 end = self.ends[name] = End(name, databases.title_of(each))
                 self._running[name] = group.create_task(end.serve(self.home, self.profile, self.folder, each))
+            self.ends[name].state = databases.state_of(each)

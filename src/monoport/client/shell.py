@@ -44,13 +44,14 @@ async def connect(
         profile: the login.
         wanted: which database, and whom to be in it.
         arguments: further words for the program.
-        report: called with one line for each connection that could not be joined.
+        report: called with one line for connections that could not be joined, once where all have the same reason.
         busy: announces asking the cluster.
         environment: of the program.
 
     Raises:
         Failure: unknown, refused, the user must choose, or the program is not installed.
     """
+    report = _once(report)
     with tempfile.TemporaryDirectory(prefix="tsh-db-") as folder:
         with busy(f"asking {profile.proxy} for database {wanted.name}"):
             login = await databases.borrow(home, profile, Path(folder), wanted)
@@ -70,6 +71,19 @@ async def connect(
             for each in serving:
                 each.cancel()
     return status
+
+
+def _once(report: Callable[[str], None]) -> Callable[[str], None]:
+    """`report` without a line that it had just before: a driver's pool and its monitors fail for one reason."""
+    last = ""
+
+    def said(line: str) -> None:
+        nonlocal last
+        if line != last:
+            last = line
+            report(line)
+
+    return said
 
 
 def _listening(

@@ -43,7 +43,8 @@ class Form:
         label: the program or format.
         text: with {host}, {port}, {address} (both, as in a URI), {user}, {database}, and paths to fill in: {cas},
             {certificate} and {key}; {named_certificate} and {named_key}, whose names end in .pem and .key; {bundle},
-            certificate and key in one file. A part in [square brackets] is left out where a value in it is empty.
+            certificate and key in one file; {unnamed}, which is USER where the login leaves the user to the client, for
+            forms that need none otherwise. A part in [square brackets] is left out where a value in it is empty.
         quote: makes a value safe inside the text; an {address} needs it not.
         program: if the text is the one argument of a program, its name.
     """

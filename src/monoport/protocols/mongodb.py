@@ -9,8 +9,10 @@ from monoport.wire.mongodb.front import MongoFront
 
 _PERCENT = partial(quote, safe="")
 # Drivers take a connection string for a list of servers to look for others by, unless it says that this is the one.
-_LENT = "mongodb://{address}/[{database}]?directConnection=true"
-_SOCKET = "mongodb://{host}/[{database}]?directConnection=true"
+# A user in it has to say how it is proven; the second {unnamed} stands there for its brackets alone.
+_UNNAMED = "[&authMechanism=MONGODB-X509{unnamed:.0}]"
+_LENT = f"mongodb://[{{unnamed}}@]{{address}}/[{{database}}]?directConnection=true{_UNNAMED}"
+_SOCKET = f"mongodb://[{{unnamed}}@]{{host}}/[{{database}}]?directConnection=true{_UNNAMED}"
 _OWN = f"{_LENT}&tls=true&tlsCAFile={{cas}}&tlsCertificateKeyFile={{bundle}}"
 
 _SERVER = """\

@@ -27,7 +27,7 @@ from monoport.protocols.description import Description
 from monoport.proxy.cancels import Cancels, Live
 from monoport.proxy.connection import Connection
 from monoport.proxy.contexts import Contexts
-from monoport.proxy.destination import Refused, narrowed_to, wanted
+from monoport.proxy.destination import Refused, asked, narrowed_to, wanted
 from monoport.proxy.opening import opened, tell
 from monoport.proxy.source import shown
 from monoport.routing.outcome import Refusal
@@ -144,15 +144,19 @@ class Databases:
         return said.pop() if len(said) == 1 else ""
 
     def _protocol(self, connection: Connection) -> Description | None:
-        """The protocol that the route names, else that of the database which SNI or certificate names."""
+        """The protocol that the route names, else that of the database which SNI or certificate names.
+
+        Where these two name different ones the client is refused, in the words of the one that it believes to be at.
+        """
         route = connection.route
-        name = route.protocol if route is not None else None
-        if name is None:
-            destination = narrowed_to(connection.identity)
-            name = destination.protocol if destination is not None else ""
-            if not name and route is not None and route.target:
-                name = next((one.spec.protocol for one in self._named(route.target)), "")
-        return self._table.get(name)
+        if route is not None and route.protocol is not None:
+            return self._table.get(route.protocol)
+        target = route.target if route is not None else None
+        known = next((one.spec.protocol for one in self._named(target)), "") if target else ""
+        destination = narrowed_to(connection.identity)
+        if destination is None or (known and target != destination.name):
+            return self._table.get(known)
+        return self._table.get(destination.protocol or known)
 
     async def _login(
         self, connection: Connection, front: Front, protocol: Description, login: Login, live: Live
@@ -161,10 +165,10 @@ class Databases:
         assert identity is not None, "fronts let nobody log in without a certificate"
         who: dict[str, Any] = {"connection": connection.id, "user": str(identity), "source": shown(connection.source)}
         target = connection.route.target if connection.route is not None else None
+        who |= asked(identity, target, login) | {"protocol": protocol.name}
         try:
             name, action = wanted(identity, target, protocol, login)
-            who |= {"database": name, "protocol": protocol.name, "db_user": action.user}
-            who["db_name"] = action.database or ""
+            who |= {"database": name, "db_user": action.user, "db_name": action.database or ""}
             if action.features:
                 who["features"] = list(action.features)
             permit, server = await self._dial(connection, protocol, name, action, live)

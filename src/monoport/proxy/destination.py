@@ -26,7 +26,7 @@ def wanted(identity: Identity, target: str | None, protocol: Description, login:
     if destination is None:
         if not target:
             raise Refused(Why.UNKNOWN, "this certificate names no database: use tsh db login", "no destination")
-        return target, _action(protocol, login, login.user, login.database)
+        return target, _action(target, protocol, login, login.user, login.database)
     if target and target != destination.name:
         reason = f'this certificate is for database "{destination.name}", not for "{target}"'
         raise Refused(Why.DENIED, reason, "certificate's destination")
@@ -41,15 +41,23 @@ def wanted(identity: Identity, target: str | None, protocol: Description, login:
             reason = f'{what} "{asked}" of "{destination.name}" denied: this certificate is for {what} "{allowed}"'
             raise Refused(Why.DENIED, reason, "certificate's destination")
     user, database = login.user or destination.user, login.database or destination.database
-    return destination.name, _action(protocol, login, user, database)
+    return destination.name, _action(destination.name, protocol, login, user, database)
 
 
-def _action(protocol: Description, login: Login, user: str, database: str) -> DatabaseLogin:
+def _action(name: str, protocol: Description, login: Login, user: str, database: str) -> DatabaseLogin:
     if protocol.needs_user and not user:
-        raise Refused(Why.DENIED, "neither certificate nor start-up message names a database user", "no user")
+        reason = f"neither certificate nor start-up message names a database user: tsh db login {name} --db-user=USER"
+        raise Refused(Why.DENIED, reason, "no user")
     if protocol.needs_database and not database:
         raise Refused(Why.DENIED, "neither certificate nor start-up message names a database", "no database")
     return DatabaseLogin(user, database if database or protocol.needs_database else None, login.features)
+
+
+def asked(identity: Identity, target: str | None, login: Login) -> dict[str, str]:
+    """Fields of the audit log: the login that was asked for, and where it names nothing the certificate's."""
+    allowed = narrowed_to(identity)
+    name, user, database = (allowed.name, allowed.user, allowed.database) if allowed is not None else ("", "", "")
+    return {"database": target or name, "db_user": login.user or user, "db_name": login.database or database}
 
 
 def narrowed_to(identity: Identity | None) -> Destination | None:

@@ -185,7 +185,8 @@ async def test_a_certificate_for_one_database_opens_no_other(door: Door) -> None
     user = door.world.cluster.user(destination=destination("app"), databases=("app", "other"))
     async with door.client(user) as client:
         await client.app.things.find_one()
-        with pytest.raises(OperationFailure, match='access to "orders" denied'):
+        says = 'database "other" of "orders" denied: this certificate is for database "app"'
+        with pytest.raises(OperationFailure, match=says):
             await client.other.things.find_one()
 
 
@@ -284,7 +285,7 @@ async def test_a_server_that_is_not_there(cluster: Cluster, server: FerretServer
     user = cluster.user(destination=destination())
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-    for uri, why in ((f"localhost:{port}", "is down or cannot be reached"), (f"127.0.0.2:{server.port}", "is down")):
+    for uri in (f"localhost:{port}", f"127.0.0.2:{server.port}"):
         async with opened(cluster, tmp_path, uri=uri) as door, door.client(user) as client:
-            with pytest.raises(OperationFailure, match=why):
+            with pytest.raises(OperationFailure, match='database "orders" cannot be reached from its agent'):
                 await client.app.things.insert_one({})

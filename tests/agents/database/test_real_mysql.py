@@ -205,11 +205,13 @@ async def test_packets_over_16_mib_both_ways(door: Door) -> None:
 @pytest.mark.parametrize("compress", [False, True])
 async def test_many_rows(door: Door, compress: bool) -> None:
     def talk() -> None:
-        with closing(door.connector(compress=compress)) as client:
+        with closing(door.connector(compress=compress, read_timeout=30)) as client:
             found = rows(client, "select seq, repeat('x', 400) from seq_1_to_20000")
             assert len(found) == 20_000
             assert found[-1] == (20_000, "x" * 400)
             assert rows(client, "select length(%s)", ("y" * 300_000,)) == [(300_000,)]
+            for size in (40_000, 200_000, 3_000_000, 20_000_000):
+                assert rows(client, f"select repeat('z', {size}), 1") == [("z" * size, 1)]
 
     await asyncio.to_thread(talk)
     code, said = await door.mariadb(*(["--compress"] if compress else []), "-e", "select repeat('z', 100000)")

@@ -82,7 +82,7 @@ class Upstream:
         try:
             return await sockets.connect(uri.host, uri.port or self._port, CONNECT)
         except ConnectionError as error:
-            raise self.unreachable("is down or cannot be reached from its agent", str(error)) from error
+            raise self.unreachable("cannot be reached from its agent", str(error)) from error
 
     async def secure(self, raw: Stream, begin: Callable[[Stream, str], Awaitable[Secured]]) -> Secured:
         """Have `begin` start TLS over `raw` and return what it returns; `raw` is ended if it fails.

@@ -5,14 +5,14 @@ more than that, at most OUT bytes at a time, is ever inflated.
 """
 
 import zlib
-from bisect import bisect_left
 
 from monoport.wire.mysql.packets import ProtocolError
 
 HEAD = 4  # octets before an ordinary packet: its length in three, its number
 HEADER = 7  # octets: length as sent in three, number, length of the content in three, 0 if it is not compressed
 OUT = 65_536  # bytes of content given out at once
-BLOCK = 1 << 20  # bytes of content in one packet that we send: clients keep a whole one
+BLOCK = 1 << 20  # bytes of content in one packet that we compress: clients keep a whole one
+HOLD = 16_384  # bytes of the beginning of a packet that wait for its end: as many as TLS may hold of a record
 WORTH_IT = 50  # bytes below which compressing saves nothing, as servers have it
 LEVEL = 1  # the fastest: the client asked for less traffic, and everybody's sessions share this process
 
@@ -83,39 +83,55 @@ class Inflater:
 class Deflater:
     """Puts what a server sends, from the first octet of a packet on, into compressed packets.
 
-    None of them ends within the four octets before a packet: mysql-connector-python 9 takes it that they are whole.
+    No ordinary packet is in more than two of them, and its head is in one: so servers send, and
+    mysql-connector-python reads no further and waits for ever. Of one that is too long to be kept until it is whole,
+    the second holds all the rest and is not compressed, since its length must be said before it has come.
     """
 
-    __slots__ = ("_held", "_left", "number")
+    __slots__ = ("_due", "_held", "number")
 
     def __init__(self, number: int = 0) -> None:
         self.number = number  # of the next compressed packet
-        self._held = b""  # the beginning of a packet's head
-        self._left = 0  # octets of the present packet that are still to come
+        self._held = b""  # the beginning of a packet
+        self._due = 0  # octets still to come of a packet's rest, whose header has been sent
 
     def add(self, content: bytes | memoryview) -> bytes:
-        """Return compressed packets for `content`, but for the beginning of a head at its end, which waits."""
-        content = memoryview(self._held + content if self._held else content)
-        heads, following = [], self._left
-        while following + HEAD <= len(content):
-            heads.append(following)
-            following += HEAD + int.from_bytes(content[following : following + 3], "little")
-        whole = min(following, len(content))
-        self._left, self._held = max(0, following - len(content)), bytes(content[whole:])
-        parts = []
-        start = 0
-        while start < whole:
-            end = min(start + BLOCK, whole)
-            before = bisect_left(heads, end)
-            if before and end < heads[before - 1] + HEAD:
-                end = heads[before - 1]
-            parts.append(self._packet(content[start:end]))
+        """Return compressed packets for `content`, but for the beginning of a packet at its end, which waits."""
+        rest = bytes(content[: self._due])
+        self._due -= len(rest)
+        content = memoryview(self._held + content[len(rest) :] if self._held else content[len(rest) :])
+        parts, start, end = [rest], 0, 0  # of the whole packets that go into the next compressed one
+        while len(content) - end >= HEAD:
+            following = end + HEAD + int.from_bytes(content[end : end + 3], "little")
+            whole = following <= len(content)
+            if not whole and len(content) - end <= HOLD:
+                break
+            if whole and following - start <= BLOCK:
+                end = following
+                continue
+            if end > start:
+                parts.append(self._packet(content[start:end]))
             start = end
+            if not whole or following - start > BLOCK:
+                parts += self._long(content[start:following], following - start)
+                start = end = min(following, len(content))
+        if end > start:
+            parts.append(self._packet(content[start:end]))
+        self._held = bytes(content[end:])
         return b"".join(parts)
 
+    def _long(self, content: memoryview, size: int) -> list[bytes]:
+        """Two compressed packets for an ordinary one of `size` octets, of which `content` has come."""
+        first, rest = content[:BLOCK], content[BLOCK:]
+        self._due = size - len(content)
+        return [self._packet(first), _header(size - len(first), self._next(), 0), bytes(rest)]
+
     def _packet(self, content: bytes | memoryview) -> bytes:
+        return deflated(content, self._next())
+
+    def _next(self) -> int:
         number, self.number = self.number, (self.number + 1) & 0xFF
-        return deflated(content, number)
+        return number
 
 
 def deflated(content: bytes | memoryview, number: int) -> bytes:
@@ -123,4 +139,8 @@ def deflated(content: bytes | memoryview, number: int) -> bytes:
     sent, size = bytes(content), 0
     if len(content) >= WORTH_IT and len(small := zlib.compress(content, LEVEL)) < len(content):
         sent, size = small, len(content)
-    return len(sent).to_bytes(3, "little") + bytes((number,)) + size.to_bytes(3, "little") + sent
+    return _header(len(sent), number, size) + sent
+
+
+def _header(sent: int, number: int, size: int) -> bytes:
+    return sent.to_bytes(3, "little") + bytes((number,)) + size.to_bytes(3, "little")
