@@ -3,8 +3,9 @@
 Belongs here: turning an argument into a value, with an error that says what is expected.
 """
 
+from collections.abc import Callable
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
@@ -58,3 +59,24 @@ class Trait(click.ParamType[tuple[str, tuple[str, ...]]]):
 NAMES = Names()
 TRAIT = Trait()
 DURATION = Duration()
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def names_option(*flags: str, default: str | None = "", **words: Any) -> Callable[[Command], Command]:
+    """An option that takes comma-separated names, and more of them each time that it is given.
+
+    Args: as of `click.option`; with a `default` of None the command is told so when nothing was given.
+    """
+
+    def joined(
+        _context: click.Context, _parameter: click.Parameter, given: tuple[tuple[str, ...], ...]
+    ) -> tuple[str, ...] | None:
+        if not given and default is None:
+            return None
+        return tuple(dict.fromkeys(name for names in given for name in names))
+
+    shown = (default,) if default else None
+    return click.option(
+        *flags, type=NAMES, multiple=True, callback=joined, default=shown, show_default=bool(shown), **words
+    )

@@ -16,7 +16,7 @@ from monoport.auth.authorities import TrustedCas
 from monoport.auth.client import AuthClient
 from monoport.auth.messages import Certificate, UserCertificates
 from monoport.cli.beside import Beside, pass_beside
-from monoport.cli.options import DURATION, NAMES
+from monoport.cli.options import DURATION, names_option
 from monoport.cli.run import Group
 from monoport.cli.tables import cell, printable
 from monoport.errors import Failure
@@ -60,9 +60,7 @@ def auth() -> None:
 @click.option(
     "--format", "kind", type=click.Choice(("user", "db")), default="user", help="For a user or a database server."
 )
-@click.option(
-    "--host", "hosts", type=NAMES, default="", metavar="HOST,..", help="Names and addresses of the database server."
-)
+@names_option("--host", "hosts", metavar="HOST,..", help="Names and addresses of the database server.")
 @click.option(
     "--out", required=True, type=click.Path(path_type=Path), help="A folder (user), or what file names begin with (db)."
 )

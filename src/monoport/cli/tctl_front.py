@@ -13,7 +13,7 @@ from monoport.access.resources import to_document
 from monoport.audit.events import Event
 from monoport.auth.client import AuthClient
 from monoport.cli.beside import Beside, pass_beside
-from monoport.cli.options import NAMES
+from monoport.cli.options import names_option
 from monoport.cli.run import Group
 from monoport.cli.tables import TABLES, Column, ago, cell, document, format_option, printable, show, size
 from monoport.daemon.reach import Aim, explained_by_auth
@@ -100,7 +100,7 @@ def route_ls(beside: Beside, output: str) -> None:
 
 @route.command("explain")
 @click.option("--sni", default="", metavar="NAME", help="The server name that the client asks for.")
-@click.option("--alpn", type=NAMES, default="", metavar="A,..", help="The protocols it offers, in its order.")
+@names_option("--alpn", metavar="A,..", help="The protocols it offers, in its order.")
 @click.option("--cert", type=click.Path(path_type=Path), metavar="FILE", help="The client's certificate, PEM.")
 @click.option("--user", metavar="NAME", help="Instead of a certificate: a user, as if signed in now.")
 @click.option("--node", metavar="NAME", help="Explain access to this node, too.")

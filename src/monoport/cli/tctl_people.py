@@ -14,7 +14,7 @@ from monoport.auth.messages import TOKEN_TYPES, MadeToken, Token
 from monoport.cli.agentconfig import agent_config
 from monoport.cli.beside import Beside, pass_beside
 from monoport.cli.newpassword import choose_password
-from monoport.cli.options import DURATION, NAMES, TRAIT
+from monoport.cli.options import DURATION, TRAIT, names_option
 from monoport.cli.run import Group
 from monoport.cli.tables import TABLES, Column, cell, document, format_option, plain, printable, show
 from monoport.errors import Failure
@@ -27,10 +27,10 @@ def users() -> None:
 
 @users.command("add")
 @click.argument("name")
-@click.option("--roles", type=NAMES, default="access", show_default=True, metavar="R,..", help="What they may do.")
-@click.option("--logins", type=NAMES, default="", metavar="L,..", help="Logins on nodes.")
-@click.option("--db-users", type=NAMES, default="", metavar="U,..", help="Database users.")
-@click.option("--db-names", type=NAMES, default="", metavar="D,..", help="Names within databases.")
+@names_option("--roles", default="access", metavar="R,..", help="What they may do.")
+@names_option("--logins", metavar="L,..", help="Logins on nodes.")
+@names_option("--db-users", metavar="U,..", help="Database users.")
+@names_option("--db-names", metavar="D,..", help="Names within databases.")
 @click.option("--traits", type=TRAIT, multiple=True, metavar="K=V,..", help="Values of {{external.K}} in roles.")
 @click.option("--password-stdin", is_flag=True, help="Take the password from the first line of standard input.")
 @pass_beside
@@ -61,10 +61,10 @@ def users_add(  # noqa: PLR0917 - click passes every option by its name
 
 @users.command("update")
 @click.argument("name")
-@click.option("--set-roles", type=NAMES, metavar="R,..", help="What they may do, from now on.")
-@click.option("--set-logins", type=NAMES, metavar="L,..", help="Logins on nodes.")
-@click.option("--set-db-users", type=NAMES, metavar="U,..", help="Database users.")
-@click.option("--set-db-names", type=NAMES, metavar="D,..", help="Names within databases.")
+@names_option("--set-roles", default=None, metavar="R,..", help="What they may do, from now on.")
+@names_option("--set-logins", default=None, metavar="L,..", help="Logins on nodes.")
+@names_option("--set-db-users", default=None, metavar="U,..", help="Database users.")
+@names_option("--set-db-names", default=None, metavar="D,..", help="Names within databases.")
 @click.option("--set-traits", type=TRAIT, multiple=True, metavar="K=V,..", help="Any trait; may be given repeatedly.")
 @pass_beside
 def users_update(  # noqa: PLR0917 - click passes every option by its name
@@ -168,9 +168,9 @@ def tokens() -> None:
 
 
 @tokens.command("add")
-@click.option("--type", "types", type=NAMES, required=True, metavar="T,..", help=f"Of {', '.join(TOKEN_TYPES)}.")
-@click.option("--db", type=NAMES, default="", metavar="D,..", help="Databases: its hosts serve these and no others.")
-@click.option("--node", type=NAMES, default="", metavar="N,..", help="Nodenames: its hosts have these and no others.")
+@names_option("--type", "types", required=True, metavar="T,..", help=f"Of {', '.join(TOKEN_TYPES)}.")
+@names_option("--db", metavar="D,..", help="Databases: its hosts serve these and no others.")
+@names_option("--node", metavar="N,..", help="Nodenames: its hosts have these and no others.")
 @click.option("--ttl", type=DURATION, default="30m", show_default=True, help="How long the token is good.")
 @click.option("--value", metavar="T", help="The token itself, at least 8 characters; drawn if not given.")
 @format_option
