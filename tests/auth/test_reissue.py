@@ -103,6 +103,19 @@ async def test_a_certificate_for_one_database_cannot_become_one_for_another(worl
 
 
 @pytest.mark.usefixtures("prod")
+@pytest.mark.parametrize("database", ["", "main", "wages"])
+async def test_a_database_user_that_no_role_allows_is_refused_at_once(world, database):
+    with pytest.raises(Forbidden, match='database user "postgres"'):
+        await world.auth.service.reissue(alice(world), reissue(destination=to(user="postgres", database=database)))
+
+
+@pytest.mark.usefixtures("prod")
+async def test_a_database_user_alone_is_enough(world):
+    answer = await world.auth.service.reissue(alice(world), reissue(destination=to(user="app")))
+    assert read(answer).destination == Destination("db", "prod", "postgres", "app", "")
+
+
+@pytest.mark.usefixtures("prod")
 async def test_refusals_name_what_was_refused(world):
     caller = alice(world)
     with pytest.raises(NotFound, match='no database "absent"'):

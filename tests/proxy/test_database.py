@@ -382,7 +382,7 @@ async def test_offline_agents_and_the_next_one(front: Front, cluster: Cluster) -
         await client.write(STARTUP)
         told = await error(client)
         assert told["C"] == "57P03"
-        assert "database orders is offline" in told["M"]
+        assert 'database "orders" is offline' in told["M"]
 
 
 async def test_the_agents_own_refusal_is_final(front: Front, cluster: Cluster) -> None:

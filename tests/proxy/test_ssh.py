@@ -182,10 +182,10 @@ async def test_a_user_without_logins_signs_in_but_reaches_nothing(shop):
 async def test_unknown_offline_and_denied_are_told_apart_and_only_the_log_says_why(shop):
     async with shop.signed_in() as client:
         with pytest.raises(
-            asyncssh.ChannelOpenError, match=r"^node nowhere is unknown: tsh ls lists.* \[connection c-9\]$"
+            asyncssh.ChannelOpenError, match=r'^node "nowhere" is unknown: tsh ls lists.* \[connection c-9\]$'
         ):
             await reach(client, "nowhere")
-        with pytest.raises(asyncssh.ChannelOpenError, match=r"^node web is offline \[connection c-9\]$"):
+        with pytest.raises(asyncssh.ChannelOpenError, match=r'^node "web" is offline \[connection c-9\]$'):
             await reach(client, "web")
         shop.roles.clear()
         with pytest.raises(

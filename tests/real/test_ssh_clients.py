@@ -128,7 +128,7 @@ def test_ssh_jumps_through_the_ports_own_ssh(cluster: Cluster, alice: Person, lo
     refused = alice.run(
         need("ssh"), "-F", config, "-J", f"localhost:{cluster.port}", f"{login}@nowhere.example.com", code=255
     )
-    assert "node nowhere.example.com is unknown" in refused.stderr
+    assert 'node "nowhere.example.com" is unknown' in refused.stderr
 
 
 def test_ssh_jumps_by_the_configuration_without_an_agent(

@@ -212,7 +212,7 @@ async def test_an_agent_that_does_not_answer_is_given_up(world, permit, monkeypa
         await stream.wait_closed()
 
     async with world.running("n1", silent):
-        with pytest.raises(DialError, match=r"node web: the agent did not answer"):
+        with pytest.raises(DialError, match=r'node "web": the agent did not answer'):
             await world.tunnels.dial(permit, PREFACE)
         assert started.is_set()
         assert world.tunnels.agents()[0].channels == 1  # until the agent has heard of it
@@ -225,7 +225,7 @@ async def test_an_agent_that_does_not_answer_is_given_up(world, permit, monkeypa
 async def test_only_the_host_that_registered_a_resource_is_dialled(world):
     stranger = permit_for(node("n9", "web"))
     async with world.running("n1", nothing):
-        with pytest.raises(DialError, match=r"^node n9 is unknown$"):
+        with pytest.raises(DialError, match=r'^node "n9" is unknown$'):
             await world.tunnels.dial(stranger, replace(PREFACE, target="n9"))
         with pytest.raises(DialError, match=r"unknown"):
             await world.tunnels.dial(permit_for(world.listed[0]), replace(PREFACE, kind=Kind.DATABASE))
@@ -242,11 +242,11 @@ async def test_an_agent_that_is_down_is_said_and_another_can_be_asked(world):
     here, there = map(permit_for, world.stored)
     async with world.running("n2", serve):
         wanted = Preface("c-1", Kind.DATABASE, "pg")
-        with pytest.raises(DialError, match=r"^database pg is offline$"):
+        with pytest.raises(DialError, match=r'^database "pg" is offline$'):
             await world.tunnels.dial(here, wanted)
         (await world.tunnels.dial(there, wanted)).abort()
         assert served.pop() == "n2"
-        with pytest.raises(DialError, match=r"^node web is offline$"):
+        with pytest.raises(DialError, match=r'^node "web" is offline$'):
             await world.tunnels.dial(permit_for(world.listed[0]), PREFACE)
         assert served == []
 

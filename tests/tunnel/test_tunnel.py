@@ -43,5 +43,5 @@ async def test_refusal_reaches_the_caller_in_its_own_words(world, permit):
 
 
 async def test_a_node_without_a_tunnel_is_offline(world, permit):
-    with pytest.raises(DialError, match=r"^node web is offline$"):
+    with pytest.raises(DialError, match=r'^node "web" is offline$'):
         await world.tunnels.dial(permit, PREFACE)

@@ -15,7 +15,7 @@ from cryptography import x509
 
 import monoport
 from monoport import protocols
-from monoport.access.decide import UNACCEPTED, Denied, authorize, sight
+from monoport.access.decide import UNACCEPTED, DatabaseLogin, Denied, authorize, sight
 from monoport.access.identity import Destination, Identity, IdentityError, Kind, from_x509
 from monoport.access.locks import lock_for
 from monoport.access.resources import Database, Resource, Role, User
@@ -189,8 +189,11 @@ class Service:
         database = await self._visible_database(caller, wanted.name, roles)
         if wanted.protocol and wanted.protocol != database.spec.protocol:
             raise Invalid(f'database "{wanted.name}" speaks {database.spec.protocol}, not {wanted.protocol}')
-        if wanted.user and wanted.database:
-            action = protocols.login(database.spec.protocol, wanted.user, wanted.database, known=self.parts.protocols)
+        if wanted.user:
+            action = DatabaseLogin(wanted.user, None)  # which database, is a question of its own later
+            if wanted.database:
+                protocol, known = database.spec.protocol, self.parts.protocols
+                action = protocols.login(protocol, wanted.user, wanted.database, known=known)
             locks = await self.parts.resources.locks()
             decision = authorize(caller, database, action, roles, locks, self.parts.now())
             if isinstance(decision, Denied):

@@ -152,7 +152,7 @@ class SshProxy:
             online = {row.host_id for row in self._tunnels.agents()}
             found = [node for node in found if node.spec.host_id in online] or found
         if not found:
-            raise DialError(f"node {name} is unknown: tsh ls lists those that you may reach", "unknown")
+            raise DialError(f'node "{name}" is unknown: tsh ls lists those that you may reach', "unknown")
         if len(found) > 1:
             raise DialError(f"{len(found)} nodes are called {name}: ask for one by its id", "ambiguous")
         return found[0]

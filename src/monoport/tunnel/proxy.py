@@ -256,7 +256,7 @@ class Tunnels:
         asks again, with the permit for that one.
         """
         shown = self._registered(permit, preface)
-        error = DialError(f"{_noun(permit)} {shown} is offline")
+        error = DialError(f'{_noun(permit)} "{shown}" is offline')
         # the newest tunnel first: an agent that came back may be quicker than the end of its old connection
         for tunnel in reversed(self._tunnels.get(permit.host_id, ())[:]):
             try:
@@ -265,7 +265,7 @@ class Tunnels:
                 if failed.code == dial.DENIED:
                     raise
                 named = f'"{shown}"' in str(failed)
-                error = DialError(str(failed) if named else f"{_noun(permit)} {shown}: {failed}", failed.code)
+                error = DialError(str(failed) if named else f'{_noun(permit)} "{shown}": {failed}', failed.code)
         raise error
 
     def _registered(self, permit: Permit, preface: Preface) -> str:
@@ -276,7 +276,7 @@ class Tunnels:
         for resource in resources:
             if fits and resource.metadata.name == permit.name and resource.spec.host_id == permit.host_id:
                 return resource.spec.hostname if isinstance(resource, Node) else permit.name
-        raise DialError(f"{_noun(permit)} {preface.target} is unknown", "unknown")
+        raise DialError(f'{_noun(permit)} "{preface.target}" is unknown', "unknown")
 
     def agents(self) -> list[AgentRow]:
         """Return every open tunnel."""

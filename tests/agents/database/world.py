@@ -174,7 +174,7 @@ class Tunnels:
     async def dial(self, permit: Permit, preface: Preface) -> Stream:
         agent = self.agents.get(permit.host_id)
         if agent is None:
-            raise dial.DialError(f"database {preface.target} is offline")
+            raise dial.DialError(f'database "{preface.target}" is offline')
         self.prefaces.append(preface)
         near, far = pair()
         self._group.create_task(self._serve(agent, far))
