@@ -1,7 +1,7 @@
 """What one connection forwards: to and from the node, its user's agent, X11. Every channel is decided by itself.
 
-Belongs here: asking for the right, recording, joining a socket to a channel. Not here: opening sockets, which a child
-does with the login user's rights (`opener`), logging in and sessions (`server`, `session`).
+Belongs here: recording, joining a socket to a channel. Not here: the right to it (`rights`), opening sockets, which a
+child does with the login user's rights (`opener`), logging in and sessions (`server`, `session`).
 """
 
 from __future__ import annotations
@@ -9,23 +9,20 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import socket
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from functools import partial
-from typing import Any, assert_never
+from typing import Any
 
 import asyncssh
 import structlog
 
-from monoport.access.decide import Denied, Permit
 from monoport.access.forwarding import Forwarding
 from monoport.agents.node import display
-from monoport.agents.node.account import Account
 from monoport.agents.node.opener import Opener
+from monoport.agents.node.rights import KINDS, Refused, Rights, User
 from monoport.agents.node.standing import Listener, Record, Standing, address
 from monoport.audit.log import Log
-from monoport.audit.printable import printable
-from monoport.errors import Failure, traced
+from monoport.errors import Failure
 from monoport.net.sockets import SocketStream, keep_alive
 from monoport.tunnel import link
 from monoport.tunnel.channel import ChannelSession, join
@@ -33,42 +30,13 @@ from monoport.tunnel.channel import ChannelSession, join
 FORWARDED = 256  # forwarded connections at one time, both ways: a browser behind `ssh -D` opens dozens
 LISTENERS = 32  # of one connection, each of which holds a port or a socket of the node
 DISPLAYS = 10  # of one connection, as many as it may have sessions
-DENIALS = 64  # of one connection, each of which is an event on disk
 UNPRIVILEGED = 1_024  # the first port that is not root's (ip(7)); some systems let anybody have the others
 OPEN_SECONDS = 30.0  # for the client to take a channel that something on the node has asked for
 
 Starter = Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]
 Opened = Callable[[Callable[[], ChannelSession]], Awaitable[object]]
 
-# Of each kind: what events call it, what people do, and the permission that OpenSSH certificates have for it.
-_KINDS = {
-    Forwarding.AGENT: ("agent", "agent forwarding", "agent-forwarding"),
-    Forwarding.PORT: ("port", "port forwarding", "port-forwarding"),
-    Forwarding.REMOTE_PORT: ("remote_port", "remote port forwarding", "port-forwarding"),
-    Forwarding.UNIX: ("unix", "forwarding to Unix sockets", "port-forwarding"),
-    Forwarding.REMOTE_UNIX: ("remote_unix", "forwarding from Unix sockets", "port-forwarding"),
-    Forwarding.X11: ("x11", "X11 forwarding", "X11-forwarding"),
-    Forwarding.GATEWAY: ("remote_port", "listening on other addresses than loopback", "port-forwarding"),
-}
 _ANY = {"": ("0.0.0.0", "::"), "*": ("0.0.0.0", "::"), "localhost": ("127.0.0.1", "::1")}  # noqa: S104  (RFC 4254, 7.1)
-
-
-class Refused(Failure):
-    """Something is not allowed or not possible; the text is for the client."""
-
-
-@dataclass(frozen=True, slots=True)
-class User:
-    """Who forwards.
-
-    facts: what is known for events. permit: decides anew, for every channel. certified: whether the certificate has a
-    permission, by OpenSSH's name without "permit-".
-    """
-
-    account: Account
-    facts: Mapping[str, Any]
-    permit: Callable[[], Permit | Denied]
-    certified: Callable[[str], bool]
 
 
 class Forwards:
@@ -87,57 +55,13 @@ class Forwards:
     ) -> None:
         self._client: link.ServerLink | None = client
         self._user, self._audit, self._start, self._log = user, audit, start, log
+        self.rights = Rights(client, user, audit, log)
         self._opener = Opener(user.account, log)
         self._room = asyncio.Semaphore(FORWARDED)
         self._standing: list[Standing] = []
         self._displays: dict[object, Standing] = {}
         self._making = 0  # displays that the child is asked for
         self._agent: Standing | None = None
-        self._denials = 0
-
-    # the right to do it
-
-    async def _allow(self, kind: Forwarding, target: str) -> str:
-        """Return the rule that allows a kind of forwarding now; raises Refused when it has been recorded."""
-        _name, words, permission = _KINDS[kind]
-        reason = f"{words} is not allowed"
-        decided = self._user.permit()
-        match decided:
-            case Denied(_reason, rule):
-                pass
-            case Permit():
-                verdict = decided.options.forwarding[kind]
-                certified = self._client is not None and self._user.certified(permission)
-                if verdict.granted and certified:
-                    return verdict.rule
-                rule = f"certificate: has no permit-{permission}" if verdict.granted else verdict.rule
-            case _:
-                assert_never(decided)
-        raise await self._refused(kind, reason, rule, target)
-
-    async def _refused(self, kind: Forwarding, reason: str, rule: str, target: str) -> Refused:
-        await self.denied(_KINDS[kind][0], reason, rule=rule, target=target)
-        return Refused(reason)
-
-    async def denied(self, what: str, reason: str, **more: object) -> None:
-        """Record that something was asked for and refused; a client that goes on and on is sent away."""
-        self._denials += 1
-        if self._denials > DENIALS and self._client is not None:
-            reason = self.traced(f"more than {DENIALS} refused requests")
-            self._client.disconnect(asyncssh.DISC_BY_APPLICATION, reason)
-            return
-        self._log.info("refused", what=what, reason=reason, **more)
-        await self._audit.emit("session.deny", **self._user.facts, what=what, reason=reason, **more)
-
-    def traced(self, reason: str) -> str:
-        """A refusal as the client reads it, with the connection's id behind it."""
-        return traced(reason, self._user.facts["connection"])
-
-    def _tell(self, what: str, reason: object) -> None:
-        """Say why a request failed that SSH can only answer with no; `ssh -v` prints it (RFC 4253 section 11.3)."""
-        if self._client is not None:
-            text = printable(f"{what}: {self.traced(str(reason))}")
-            self._client.send_debug(text, always_display=True)
 
     # to the node: ssh -L, -D, -W
 
@@ -153,22 +77,22 @@ class Forwards:
         self, kind: Forwarding, target: str, connect: Callable[[], Awaitable[socket.socket]]
     ) -> ChannelSession:
         try:
-            rule = await self._allow(kind, target)
+            rule = await self.rights.allow(kind, target)
         except Refused as refused:
             code = asyncssh.OPEN_ADMINISTRATIVELY_PROHIBITED
-            raise asyncssh.ChannelOpenError(code, self.traced(str(refused))) from refused
+            raise asyncssh.ChannelOpenError(code, self.rights.traced(str(refused))) from refused
         if self._room.locked():
-            reason = self.traced(f"more than {FORWARDED} connections")
+            reason = self.rights.traced(f"more than {FORWARDED} connections")
             raise asyncssh.ChannelOpenError(asyncssh.OPEN_RESOURCE_SHORTAGE, reason)
         await self._room.acquire()
-        record = Record(self._audit, {**self._user.facts, "kind": _KINDS[kind][0], "target": target})
+        record = Record(self._audit, {**self._user.facts, "kind": KINDS[kind][0], "target": target})
         try:
             await record.begin(rule)
             found = await connect()
         except (OSError, ValueError, Failure) as error:
             self._room.release()
             await record.end(str(error))
-            raise asyncssh.ChannelOpenError(asyncssh.OPEN_CONNECT_FAILED, self.traced(str(error))) from error
+            raise asyncssh.ChannelOpenError(asyncssh.OPEN_CONNECT_FAILED, self.rights.traced(str(error))) from error
         except BaseException:
             self._room.release()
             raise
@@ -191,19 +115,19 @@ class Forwards:
         target = address(host, port)
         hosts = _ANY.get(host, (host,))
         try:
-            rule = await self._allow(Forwarding.REMOTE_PORT, target)
+            rule = await self.rights.allow(Forwarding.REMOTE_PORT, target)
             if not _on_loopback(hosts):
-                rule += f", {await self._allow(Forwarding.GATEWAY, target)}"
+                rule += f", {await self.rights.allow(Forwarding.GATEWAY, target)}"
             if 0 < port < UNPRIVILEGED and self._user.account.uid != 0:
                 reason = f"ports below {UNPRIVILEGED} are root's"
-                raise await self._refused(Forwarding.REMOTE_PORT, reason, "the login is not root", target)
+                raise await self.rights.refused(Forwarding.REMOTE_PORT, reason, "the login is not root", target)
             self._one_more()
             found = await self._opener.listen(hosts, port)
             bound = int(found[0].getsockname()[1])  # another than was asked for, if that was 0: any
             standing = Standing(Forwarding.REMOTE_PORT, address(host, bound), found)
             await self._listens("remote_port", standing, rule)
         except (OSError, ValueError, Failure) as error:
-            self._tell(f"remote forwarding of {target}", error)
+            self.rights.tell(f"remote forwarding of {target}", error)
             return False
 
         def opened(peer: tuple[str, int]) -> Opened:
@@ -217,12 +141,12 @@ class Forwards:
     async def from_path(self, path: str) -> Listener | bool:
         """Answer a streamlocal-forward@openssh.com request (OpenSSH's PROTOCOL, section 2.4); False: refused."""
         try:
-            rule = await self._allow(Forwarding.REMOTE_UNIX, path)
+            rule = await self.rights.allow(Forwarding.REMOTE_UNIX, path)
             self._one_more()
             standing = Standing(Forwarding.REMOTE_UNIX, path, [await self._opener.listen_unix(_path(path))], path)
             await self._listens("remote_unix", standing, rule)
         except (OSError, ValueError, Failure) as error:
-            self._tell(f"remote forwarding of {path}", error)
+            self.rights.tell(f"remote forwarding of {path}", error)
             return False
 
         def opened(_peer: tuple[str, int]) -> Opened:
@@ -252,7 +176,7 @@ class Forwards:
     async def agent(self) -> str | None:
         """Offer the user's agent on a socket of the user's own, once; return its path, None where that is refused."""
         try:
-            rule = await self._allow(Forwarding.AGENT, "")
+            rule = await self.rights.allow(Forwarding.AGENT, "")
             if self._agent is None:
                 await self._audit.emit("agent.forward", **self._user.facts, rule=rule)
                 path, listening = await self._opener.agent()
@@ -274,7 +198,7 @@ class Forwards:
         The cookie is the client's own invention, which it replaces by the real one: that never comes here.
         """
         try:
-            rule = await self._allow(Forwarding.X11, "")
+            rule = await self.rights.allow(Forwarding.X11, "")
             if not display.fits(protocol, cookie):
                 raise Refused("an authorisation that no display takes")
             if len(self._displays) + self._making >= DISPLAYS:
@@ -286,7 +210,7 @@ class Forwards:
             finally:
                 self._making -= 1
         except (OSError, ValueError, Failure) as error:
-            self._tell("X11 forwarding", error)
+            self.rights.tell("X11 forwarding", error)
             return None
         if channel.is_closing():  # meanwhile: it was detached before it had any
             Standing(Forwarding.X11, "", found).stop()
@@ -345,14 +269,14 @@ class Forwards:
             _ = self._start(self._accepted(standing, found, opened(origin), address(*origin) if origin[0] else ""))
 
     async def _accepted(self, standing: Standing, found: socket.socket, opened: Opened, origin: str) -> None:
-        facts = {**self._user.facts, "kind": _KINDS[standing.kind][0], "target": standing.target, "origin": origin}
+        facts = {**self._user.facts, "kind": KINDS[standing.kind][0], "target": standing.target, "origin": origin}
         record = Record(self._audit, facts)
         session = ChannelSession()
         keep_alive(found)
         near = SocketStream(found)
         said = ""
         try:
-            await record.begin(await self._allow(standing.kind, standing.target))
+            await record.begin(await self.rights.allow(standing.kind, standing.target))
             async with asyncio.timeout(OPEN_SECONDS):
                 await opened(lambda: session)
             await join(session, near, record.meter)
@@ -386,6 +310,7 @@ class Forwards:
     def close(self) -> None:
         """The connection is gone: stop listening and let the child go; it may be called again."""
         self._client = None
+        self.rights.close()
         for standing in self._standing[:]:
             self._end(standing)
         self._opener.close()

@@ -18,8 +18,9 @@ from monoport.access.decide import Denied, Permit
 from monoport.access.identity import Identity, IdentityError, Kind
 from monoport.agents.node import account
 from monoport.agents.node.account import Account, AccountError
-from monoport.agents.node.forwarding import Forwards, Starter, User
+from monoport.agents.node.forwarding import Forwards, Starter
 from monoport.agents.node.recorded import Policy
+from monoport.agents.node.rights import User
 from monoport.agents.node.session import Host, Session
 from monoport.agents.node.standing import Listener
 from monoport.audit.log import Log
@@ -237,7 +238,7 @@ class NodeServer(asyncssh.SSHServer):
             return False
         decided = self._permit()
         if isinstance(decided, Denied):
-            _ = self._start(self.forwards.denied("session", decided.reason, rule=decided.rule))
+            _ = self._start(self.forwards.rights.denied("session", decided.reason, rule=decided.rule))
             return False
         self._sessions += 1
         return _Counted(self.host, self._one_session_less)
