@@ -12,20 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from monoport.wire.mysql import sql
-from monoport.wire.mysql.commands import (
-    HOLD,
-    LAST,
-    MAX_PREPARED,
-    Action,
-    Commands,
-    Order,
-    Prepare,
-    Query,
-    Refused,
-    Run,
-    SendFile,
-)
+from monoport.wire.mysql.actions import Action, Order, Prepare, Query, Refused, Run, SendFile
+from monoport.wire.mysql.commands import HOLD, Commands
 from monoport.wire.mysql.packets import MOST, ProtocolError, packet, read_error, take
+from monoport.wire.mysql.prepared import LAST, MAX_PREPARED
 from monoport.wire.mysql.sql import Kill, ReadFile, Use, look
 from monoport.wire.statement import MAX_STATEMENT, Statement
 

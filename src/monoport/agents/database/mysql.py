@@ -27,7 +27,8 @@ from monoport.config.model import Database
 from monoport.errors import traced
 from monoport.net.stream import Stream
 from monoport.wire.front import Why
-from monoport.wire.mysql.commands import LOCAL_FILES, Action, Commands
+from monoport.wire.mysql.actions import Action
+from monoport.wire.mysql.commands import LOCAL_FILES, Commands
 from monoport.wire.mysql.front import CODES, FRAMING, refusal
 from monoport.wire.mysql.handshake import Answer, Greeting, ServerRefusal, read_answer
 from monoport.wire.mysql.packets import EOF, OK, Capability, ProtocolError, error, packet

@@ -8,7 +8,7 @@ from typing import Any, assert_never
 
 from monoport.agents.database.engine import Entry
 from monoport.agents.database.trail import shown
-from monoport.wire.mysql.commands import Action, Order, Prepare, Query, Refused, Run, SendFile
+from monoport.wire.mysql.actions import Action, Order, Prepare, Query, Refused, Run, SendFile
 
 
 def audited(action: Action, rules: Mapping[str, str]) -> list[Entry]:

@@ -2,89 +2,26 @@
 
 Belongs here: framing, what is allowed in which order, which commands and statements are held back until a judge has
 said yes, and the beginning of the server's replies as far as they matter: the number of a prepared statement, and a
-wish for a file of the client's. What the audit log makes of it lives in the agent.
+wish for a file of the client's. What commands do, as values, is in `actions`.
 
 A command is held back only until its first HOLD bytes have come; statements that are longer pass behind that as they
 come, and end only with their last byte. Rows are never looked at.
 """
 
-from collections import OrderedDict
 from dataclasses import dataclass, field
 from enum import Enum, auto
-from typing import Protocol, TypeAlias, assert_never
+from typing import assert_never
 
+from monoport.wire.mysql.actions import Action, Judge, Order, Prepare, Query, Refused, Run, SendFile
 from monoport.wire.mysql.packets import ERR, HEADER, INFILE, MAX_OPENING, MOST, ProtocolError, error, packet
+from monoport.wire.mysql.prepared import Prepared
 from monoport.wire.mysql.sql import Kill, ReadFile, Unclear, Use, look
 from monoport.wire.statement import Gathering, Statement, text
 
 QUIT = 0x01  # the code of the command that ends a session
 HOLD = 65_536  # bytes of a statement that are looked at for USE, KILL and LOCAL before anything of it goes on
 MAX_SMALL = 4096  # bytes of a command that is not a statement: names and numbers
-MAX_PREPARED = 4 << 20  # bytes of prepared statements remembered per session; older ones are then known by number only
-ENTRY = 200  # bytes that a remembered statement costs beside its text
-LAST = 0xFFFFFFFF  # the number by which MariaDB's clients run what they have prepared last
 LOCAL_FILES, REPLICATION = "local_infile", "replication"  # names of `db_features` in roles
-
-
-class Judge(Protocol):
-    """Who decides what a session may do besides what it was let in for."""
-
-    def database(self, name: str) -> str:
-        """Return why the session may not go to this database, "" if it may."""
-
-    def feature(self, name: str) -> str:
-        """Return why the session may not do this, "" if it may."""
-
-    def thread(self, number: int) -> int | None:
-        """Return the real server's number of a thread that the client calls `number`, None if it may not stop it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Query:
-    """One text, of one statement or several."""
-
-    statement: Statement
-
-
-@dataclass(frozen=True, slots=True)
-class Prepare:
-    """A statement is prepared, to be run later by its number."""
-
-    statement: Statement
-
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    """A prepared statement is run; None if it is not known which."""
-
-    statement: Statement | None
-    number: int
-    parameters: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class Order:
-    """A command that is no statement."""
-
-    name: str
-    argument: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Refused:
-    """A command that did not reach the server."""
-
-    reason: str
-    name: str
-    statement: Statement | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class SendFile:
-    """The client begins to send a file of its own."""
-
-
-Action: TypeAlias = Query | Prepare | Run | Order | Refused | SendFile
 
 
 @dataclass(slots=True)
@@ -177,7 +114,7 @@ class Commands:
         self._payload = bytearray()  # of it, at most HOLD bytes
         self._gathering: Gathering | None = None  # of a statement longer than that
         self._refusal: tuple[int, str, str] | None = None  # of a command that is being thrown away
-        self._prepared = _Prepared()
+        self._prepared = Prepared()
         self._silent = False  # the server has not said anything yet to what went on last
         self._awaits: Statement | None = None  # whose number is to come
         self._reply: bytearray | None = None  # the beginning of the server's reply, while it matters
@@ -415,7 +352,7 @@ class Commands:
             case code if code == _CLOSE and len(argument) == 4:
                 self._prepared.remove(int.from_bytes(argument, "little"))
             case code if code == _RESET:
-                self._prepared = _Prepared()
+                self._prepared = Prepared()
         if self._command.feature and (reason := self._judge.feature(self._command.feature)):
             self._refuse(1227, "42000", reason)
         if self._refusal is not None:
@@ -424,37 +361,3 @@ class Commands:
         if self._command.shown:
             passing.actions.append(Order(self._command.name, name.replace("\0", " ").strip()))
         self._release(passing, instead)
-
-
-class _Prepared:
-    """Which statement a number stands for; the one unused for longest is forgotten first."""
-
-    __slots__ = ("_kept", "_size", "last")
-
-    def __init__(self) -> None:
-        self._kept: OrderedDict[int, tuple[Statement, int]] = OrderedDict()
-        self._size = 0
-        self.last: tuple[Statement | None, int | None] = (None, None)
-
-    def add(self, number: int, statement: Statement, parameters: int) -> None:
-        self.remove(number)
-        self._kept[number] = self.last = (statement, parameters)
-        self._size += _cost(statement)
-        while self._size > MAX_PREPARED and len(self._kept) > 1:
-            self.remove(next(iter(self._kept)))
-
-    def find(self, number: int) -> tuple[Statement | None, int | None]:
-        if number == LAST:
-            return self.last
-        if number not in self._kept:
-            return None, None
-        self._kept.move_to_end(number)
-        return self._kept[number]
-
-    def remove(self, number: int) -> None:
-        if number in self._kept:
-            self._size -= _cost(self._kept.pop(number)[0])
-
-
-def _cost(statement: Statement) -> int:
-    return len(statement.text) + len(statement.end) + ENTRY
