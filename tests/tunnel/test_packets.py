@@ -236,3 +236,19 @@ async def test_what_follows_in_the_same_piece_finds_that_it_has_just_gone(world,
         ends.deliver(*ends.caught(b"first"), *ends.caught(b"second"))
         assert seen == [b"first"]
         assert (link._transport is None) is all_of_it, "the tunnel goes on"
+
+
+async def test_crumbs_that_wait_are_put_together(world, permit):
+    data = os.urandom(10_000)
+    async with opened(world, permit) as ends:
+        near, far = ends.near._channel(), ends.far._channel()
+        ends.far.pause_reading()
+        near._send_pktsize = 1
+        window = far._recv_window
+        ends.deliver(*ends.caught(data))
+        assert len(far._recv_buf) < 10
+        assert far._recv_window == window - len(data)
+        near._send_pktsize = 7000
+        ends.deliver(*ends.caught(data))
+        ends.far.resume_reading()
+        assert await ends.far.read_exactly(20_000) == data + data

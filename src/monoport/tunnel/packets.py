@@ -22,6 +22,8 @@ LENGTH = 4  # octets of a packet's length, which is not encrypted
 HEAD = 10  # octets before the data: length of the padding, type, channel, length of the data
 SEQUENCES = 0xFFFFFFFF
 INVOCATIONS = 0xFFFFFFFFFFFFFFFF  # the part of the nonce that counts, RFC 5647 section 7.1
+DEFERRED = 65_536  # packets that may wait for new keys: answers, windows and ends of some ten thousand channels
+CRUMBS = 4096  # octets up to which small pieces that wait become one
 
 
 class Gcm(GCMEncryption):
@@ -141,9 +143,30 @@ class Packets(asyncssh.connection.SSHConnection):
             and self._kex_complete
             and not self._compressor
             and self._transport is not None
-            and self._rekey_bytes_sent < self._rekey_bytes
-            and not (self._rekey_seconds and time.monotonic() >= self._rekey_time)
+            and not self._keys_are_old()
         )
+
+    def _keys_are_old(self) -> bool:
+        by_time = bool(self._rekey_seconds) and time.monotonic() >= self._rekey_time
+        return by_time or self._rekey_bytes_sent >= self._rekey_bytes
+
+    def changes_keys(self) -> bool:
+        """Whether data waits for new keys, which are asked for here where it is time."""
+        if self._auth_complete and self._kex_complete and self._keys_are_old():
+            self._send_kexinit()
+            self._kexinit_sent = True
+        return not self._kex_complete
+
+    def send_packet(self, pkttype: int, *args: bytes, handler: Any = None) -> None:
+        super().send_packet(pkttype, *args, handler=handler)
+        if len(self._deferred_packets) > DEFERRED:  # the answers to a peer that asks and asks, and never ends it
+            self._force_close(asyncssh.ProtocolError("too much waits for the end of a key exchange"))
+
+    def send_newkeys(self, k: bytes, h: bytes) -> None:
+        super().send_newkeys(k, h)
+        for channel in tuple(self._channels.values()):
+            if getattr(channel, "quick", False) and channel._send_buf:
+                channel._flush_send_buf()
 
     def send_data(self, channel: int, data: memoryview) -> None:
         """Send one packet of a channel's data; only where `may_send_data` has just said so.
@@ -169,10 +192,31 @@ def quick(channel: Any) -> None:
     channel.quick = True
     channel.log_sent_packet = channel.log_received_packet = _described_nowhere
     channel._flush_send_buf = lambda: _flush(channel)
+    channel._accept_data = lambda data, kind=None: _accept(channel, data, kind)
+
+
+def _accept(channel: Any, data: bytes, kind: int | None) -> None:
+    """Take data, putting crumbs that wait together.
+
+    asyncssh keeps each piece, and takes it from the front of a list of all: a window of single octets, which a peer may
+    send while nobody reads, would cost 26 MB, and four seconds in one turn of the loop.
+    """
+    waits = channel._recv_buf
+    if waits and channel._recv_paused and channel._send_state not in {"close_pending", "closed"}:
+        last, last_kind = waits[-1]
+        if kind == last_kind and len(last) + len(data) <= CRUMBS:
+            channel._recv_window -= len(data)
+            waits[-1] = (last + data, kind)
+            return
+    type(channel)._accept_data(channel, data, kind)
 
 
 def _flush(channel: Any) -> None:
-    """Send what waits in a channel, as far as its window goes: what asyncssh's own method of that name does."""
+    """Send what waits in a channel, as far as its window goes: what asyncssh's own method of that name does.
+
+    While keys are exchanged it waits here, where it holds back who writes: asyncssh would put it into a list without
+    limit, and a peer that begins an exchange and never ends it could have all memory.
+    """
     link = channel._conn
     while channel._send_buf and channel._send_window and isinstance(link, Packets) and link.may_send_data():
         waiting, kind = channel._send_buf[0]
@@ -187,6 +231,9 @@ def _flush(channel: Any) -> None:
             del channel._send_buf[0]
         else:
             del waiting[:size]
+    if channel._send_buf and isinstance(link, Packets) and link.changes_keys():
+        channel._pause_resume_writing()
+        return
     type(channel)._flush_send_buf(channel)  # the rest, and what follows the last byte: room, the end, the close
 
 
