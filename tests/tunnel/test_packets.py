@@ -252,3 +252,32 @@ async def test_crumbs_that_wait_are_put_together(world, permit):
         ends.deliver(*ends.caught(data))
         ends.far.resume_reading()
         assert await ends.far.read_exactly(20_000) == data + data
+
+
+async def test_a_reader_that_takes_piece_by_piece_is_sent_no_more_than_the_window(world, permit):
+    data = os.urandom(2_000_000)
+    async with opened(world, permit) as ends, asyncio.timeout(20), asyncio.TaskGroup() as group:
+        far = ends.far._channel()
+        ends.near._channel()._send_pktsize = 8192
+        taken = bytearray()
+
+        class Slow:
+            def data_received(self, piece: bytes | memoryview) -> None:
+                taken.extend(piece)
+                ends.far.pause_reading()
+
+            def eof_received(self) -> None: ...
+
+            def connection_lost(self, error: Exception | None) -> None: ...
+
+            def resume_writing(self) -> None: ...
+
+        ends.far.start(Slow())
+        group.create_task(ends.near.write(data))
+        held = 0
+        while len(taken) < len(data):
+            ends.far.resume_reading()
+            await asyncio.sleep(0)
+            held = max(held, sum(len(piece) for piece, _ in far._recv_buf) + far._recv_window)
+        assert bytes(taken) == data
+        assert held <= WINDOW

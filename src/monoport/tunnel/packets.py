@@ -12,7 +12,7 @@ import time
 from typing import Any
 
 import asyncssh
-from asyncssh.constants import MSG_CHANNEL_DATA
+from asyncssh.constants import MSG_CHANNEL_DATA, MSG_CHANNEL_WINDOW_ADJUST
 from asyncssh.encryption import Encryption, GCMEncryption
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -191,8 +191,10 @@ def quick(channel: Any) -> None:
     """Have a channel's data take the short way, and no packet of it described for a log that nobody reads."""
     channel.quick = True
     channel.log_sent_packet = channel.log_received_packet = _described_nowhere
-    channel._flush_send_buf = lambda: _flush(channel)
+    channel.taken = channel._init_recv_window - channel._recv_window - sum(len(data) for data, _ in channel._recv_buf)
     channel._accept_data = lambda data, kind=None: _accept(channel, data, kind)
+    channel._deliver_data = lambda data, kind: _deliver(channel, data, kind)
+    channel._flush_send_buf = lambda: _flush(channel)
 
 
 def _accept(channel: Any, data: bytes, kind: int | None) -> None:
@@ -209,6 +211,21 @@ def _accept(channel: Any, data: bytes, kind: int | None) -> None:
             waits[-1] = (last + data, kind)
             return
     type(channel)._accept_data(channel, data, kind)
+
+
+def _deliver(channel: Any, data: bytes, kind: int | None) -> None:
+    """Hand data on, and let the peer send as much again as was handed on: half a window at a time.
+
+    asyncssh opens the whole window with any piece, whatever waits behind it: to a reader that takes a piece now and
+    then, a peer could send without end.
+    """
+    channel.taken += len(data)
+    if channel.taken > channel._init_recv_window // 2:
+        channel.send_packet(MSG_CHANNEL_WINDOW_ADJUST, channel.taken.to_bytes(4, "big"))
+        channel._recv_window += channel.taken
+        channel.taken = 0
+    if channel._session is not None:
+        channel._session.data_received(data, kind)
 
 
 def _flush(channel: Any) -> None:
