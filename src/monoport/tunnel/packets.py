@@ -12,8 +12,9 @@ import time
 from typing import Any
 
 import asyncssh
-from asyncssh.constants import MSG_CHANNEL_DATA, MSG_CHANNEL_WINDOW_ADJUST
+from asyncssh.constants import MSG_CHANNEL_DATA, MSG_CHANNEL_EXTENDED_DATA, MSG_CHANNEL_WINDOW_ADJUST
 from asyncssh.encryption import Encryption, GCMEncryption
+from asyncssh.packet import String, UInt32
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
@@ -23,6 +24,7 @@ HEAD = 10  # octets before the data: length of the padding, type, channel, lengt
 SEQUENCES = 0xFFFFFFFF
 INVOCATIONS = 0xFFFFFFFFFFFFFFFF  # the part of the nonce that counts, RFC 5647 section 7.1
 DEFERRED = 65_536  # packets that may wait for new keys: answers, windows and ends of some ten thousand channels
+BURST = 64  # packets of one channel in one turn of the loop: peers of usual packets have no more than five to take
 CRUMBS = 4096  # octets up to which small pieces that wait become one
 
 
@@ -143,7 +145,6 @@ class Packets(asyncssh.connection.SSHConnection):
             and self._kex_complete
             and not self._compressor
             and self._transport is not None
-            and not self._keys_are_old()
         )
 
     def _keys_are_old(self) -> bool:
@@ -189,7 +190,7 @@ class Packets(asyncssh.connection.SSHConnection):
 
 def quick(channel: Any) -> None:
     """Have a channel's data take the short way, and no packet of it described for a log that nobody reads."""
-    channel.quick = True
+    channel.quick, channel.goes_on = True, False
     channel.log_sent_packet = channel.log_received_packet = _described_nowhere
     channel.taken = channel._init_recv_window - channel._recv_window - sum(len(data) for data, _ in channel._recv_buf)
     channel._accept_data = lambda data, kind=None: _accept(channel, data, kind)
@@ -221,7 +222,7 @@ def _deliver(channel: Any, data: bytes, kind: int | None) -> None:
     """
     channel.taken += len(data)
     if channel.taken > channel._init_recv_window // 2:
-        channel.send_packet(MSG_CHANNEL_WINDOW_ADJUST, channel.taken.to_bytes(4, "big"))
+        channel.send_packet(MSG_CHANNEL_WINDOW_ADJUST, UInt32(channel.taken))
         channel._recv_window += channel.taken
         channel.taken = 0
     if channel._session is not None:
@@ -232,26 +233,47 @@ def _flush(channel: Any) -> None:
     """Send what waits in a channel, as far as its window goes: what asyncssh's own method of that name does.
 
     While keys are exchanged it waits here, where it holds back who writes: asyncssh would put it into a list without
-    limit, and a peer that begins an exchange and never ends it could have all memory.
+    limit, and a peer that begins an exchange and never ends it could have all memory. And only so many packets go in
+    one turn of the loop: a peer may want them of a single octet each.
     """
     link = channel._conn
-    while channel._send_buf and channel._send_window and isinstance(link, Packets) and link.may_send_data():
-        waiting, kind = channel._send_buf[0]
-        if kind is not None:  # what a program says on its standard error
+    for _ in range(BURST):
+        if not channel._send_buf or not channel._send_window or link is None:
+            type(channel)._flush_send_buf(channel)  # what follows the last byte: room, the end, the close
+            return
+        if link.changes_keys():
             break
-        size = min(len(waiting), channel._send_window, channel._send_pktsize)
-        channel._send_buf_len -= size
-        channel._send_window -= size
-        with memoryview(waiting) as view:
+        _send(channel, link)
+    else:
+        if not channel.goes_on:
+            channel.goes_on = True
+            channel._loop.call_soon(_go_on, channel)
+    channel._pause_resume_writing()
+
+
+def _go_on(channel: Any) -> None:
+    channel.goes_on = False
+    if channel._conn is not None:
+        _flush(channel)
+
+
+def _send(channel: Any, link: Packets) -> None:
+    """Send one packet of what waits."""
+    waiting, kind = channel._send_buf[0]
+    size = min(len(waiting), channel._send_window, channel._send_pktsize)
+    channel._send_buf_len -= size
+    channel._send_window -= size
+    with memoryview(waiting) as view:
+        if kind is not None:  # what a program says on its standard error
+            channel.send_packet(MSG_CHANNEL_EXTENDED_DATA, UInt32(kind), String(bytes(view[:size])))
+        elif link.may_send_data():
             link.send_data(channel._send_chan, view[:size])
-        if size == len(waiting):
-            del channel._send_buf[0]
         else:
-            del waiting[:size]
-    if channel._send_buf and isinstance(link, Packets) and link.changes_keys():
-        channel._pause_resume_writing()
-        return
-    type(channel)._flush_send_buf(channel)  # the rest, and what follows the last byte: room, the end, the close
+            channel.send_packet(MSG_CHANNEL_DATA, String(bytes(view[:size])))
+    if size == len(waiting):
+        del channel._send_buf[0]
+    else:
+        del waiting[:size]
 
 
 def _described_nowhere(*_packet: object) -> None:
