@@ -4,7 +4,7 @@ import asyncio
 import os
 
 import asyncssh
-from asyncssh.constants import MSG_GLOBAL_REQUEST
+from asyncssh.constants import MSG_DEBUG, MSG_GLOBAL_REQUEST
 from asyncssh.packet import Boolean, String
 
 from monoport.net.stream import LIMIT
@@ -152,3 +152,26 @@ async def test_a_peer_that_asks_and_asks_and_reads_no_answer_is_cut(world, permi
             await asyncio.sleep(0)
         assert near.blocked
         assert near._unread == 1001
+
+
+async def test_what_comes_while_a_packet_is_dealt_with_waits_in_the_stream(world, permit):
+    ended, dealt_with = asyncio.Event(), []
+
+    async def slowly(*_packet):
+        await ended.wait()
+        dealt_with.append(1)
+
+    async with opened(world, permit) as ends, asyncio.timeout(30):
+        near, far = ends.link(ends.near), ends.link(ends.far)
+        far._packet_handlers = {**far._packet_handlers, MSG_DEBUG: slowly}
+        for _ in range(1000):
+            near.send_packet(MSG_DEBUG, String(PIECE))
+        most = 0
+        for _ in range(1000):
+            await asyncio.sleep(0)
+            most = max(most, len(far._inpbuf))
+        assert 0 < most < 2_000_000
+        ended.set()
+        await ends.near.write(PIECE)
+        assert await ends.far.read_exactly(len(PIECE)) == PIECE
+        assert len(dealt_with) == 1000

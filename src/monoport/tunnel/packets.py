@@ -1,8 +1,8 @@
 """The packets that carry bulk, channel data under AES-GCM, without the copies that asyncssh makes of each.
 
-Belongs here: how such a packet is made and read (RFC 4253 section 6, RFC 4254 section 5.2, RFC 5647). Not here: any
-other packet, cipher or moment. Whatever is not exactly a channel's data, in the middle of an open connection, is left
-to asyncssh, errors above all: this file refuses nothing.
+Belongs here: how such a packet is made and read (RFC 4253 section 6, RFC 4254 section 5.2, RFC 5647), and how much may
+wait in a connection, which asyncssh bounds nowhere. Not here: any other packet, cipher or moment. Whatever is not a
+channel's data, in the middle of an open connection, is left to asyncssh, errors above all.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ SEQUENCES = 0xFFFFFFFF
 INVOCATIONS = 0xFFFFFFFFFFFFFFFF  # the part of the nonce that counts, RFC 5647 section 7.1
 DEFERRED = 65_536  # packets that may wait for new keys: answers, windows and ends of some ten thousand channels
 BURST = 64  # packets of one channel in one turn of the loop: peers of usual packets have no more than five to take
+AHEAD = 65_536  # octets beyond a whole packet that may have come while the one before it is dealt with
 CRUMBS = 4096  # octets up to which small pieces that wait become one
 
 
@@ -75,6 +76,8 @@ def _quicker(encryption: Encryption | None) -> Encryption | None:
 class Packets(asyncssh.connection.SSHConnection):
     """Mixed into asyncssh's connections: the data of channels that `quick` has prepared takes the short way."""
 
+    _held_up = False  # too much has come to be taken now
+
     @property
     def _send_encryption(self) -> Any:
         return self.__dict__.get("_sealing")
@@ -92,6 +95,15 @@ class Packets(asyncssh.connection.SSHConnection):
         self.__dict__["_opening"] = _quicker(value)
 
     # from the peer
+
+    def _recv_data(self) -> None:
+        """Take what came. What comes while a packet is still dealt with, a login above all, waits in the stream."""
+        super()._recv_data()
+        transport: Any = self._transport
+        too_much = len(self._inpbuf) > self._max_recv_pktlen + AHEAD
+        if transport is not None and too_much is not self._held_up:
+            self._held_up = too_much
+            transport.pause_reading() if too_much else transport.resume_reading()
 
     def _recv_pkthdr(self) -> bool:
         if self._auth_complete and self._auth_final and not self._decompressor and not self._take_data():
