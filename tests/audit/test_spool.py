@@ -157,6 +157,14 @@ async def test_closing_finishes_what_waits_and_refuses_more(tmp_path, ids):
     await spool.close()
 
 
+async def test_closing_ends_on_a_disk_that_fails_then(tmp_path, ids):
+    spool = await Spool.open(tmp_path)
+    await spool.append(make(ids, "test.closing", {}))
+    os.close(spool._files()._file)
+    async with asyncio.timeout(5):
+        await spool.close()
+
+
 async def test_errors_of_reading_reach_the_reader(spool, ids, tmp_path):
     await spool.append(make(ids, "test.one", {}))
     for path in (tmp_path / "spool").iterdir():

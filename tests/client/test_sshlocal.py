@@ -123,3 +123,37 @@ async def test_input_that_a_command_ended_without_is_dropped_and_the_port_goes_o
             async with connected(port) as client:
                 found = await client.run("head -c 0", input=b"unread" * 10_000, encoding=None)
                 assert (found.stdout, found.exit_status) == (b"enough", 3)
+
+
+async def test_a_client_that_reads_little_has_no_more_than_a_window_wait_for_it(
+    home: Home, cas: Cas, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fars: list[Any] = []
+    held: list[int] = []
+    arrived = sshlocal._FarSession.data_received
+
+    def received(self: Any, data: bytes, datatype: int | None) -> None:
+        arrived(self, data, datatype)
+        (far,) = fars
+        held.append(sum(len(one) for one, _ in far._recv_buf) + far._recv_window)
+
+    make = sshlocal._FarSession.connection_made
+
+    def made(self: Any, chan: Any) -> None:
+        make(self, chan)
+        fars.append(chan)
+
+    monkeypatch.setattr(sshlocal._FarSession, "data_received", received)
+    monkeypatch.setattr(sshlocal._FarSession, "connection_made", made)
+
+    def end(channel: asyncssh.SSHServerChannel[bytes]) -> None:
+        channel.write(OUTPUT)
+        channel.exit(0)
+
+    async with asyncio.timeout(30), local_port(home, cas, end) as port, connected(port) as client:
+        process = await client.create_process("all of it", encoding=None, window=4096, max_pktsize=1024)
+        taken = bytearray()
+        while piece := await process.stdout.read(1024):
+            taken += piece
+    assert bytes(taken) == OUTPUT
+    assert 0 < max(held) <= WINDOW

@@ -13,7 +13,7 @@ import pytest
 from asyncssh.channel import SSHChannel
 from asyncssh.constants import MSG_CHANNEL_DATA
 
-from monoport.tunnel import dial, transport
+from monoport.tunnel import dial, packets, transport
 from monoport.tunnel.channel import ChannelStream
 from monoport.tunnel.link import WINDOW, Link
 from monoport.tunnel.packets import Gcm
@@ -236,3 +236,63 @@ async def test_what_follows_in_the_same_piece_finds_that_it_has_just_gone(world,
         ends.deliver(*ends.caught(b"first"), *ends.caught(b"second"))
         assert seen == [b"first"]
         assert (link._transport is None) is all_of_it, "the tunnel goes on"
+
+
+async def test_crumbs_that_wait_are_put_together(world, permit, monkeypatch):
+    monkeypatch.setattr(packets, "BURST", 20_000)
+    data = os.urandom(10_000)
+    async with opened(world, permit) as ends:
+        near, far = ends.near._channel(), ends.far._channel()
+        ends.far.pause_reading()
+        near._send_pktsize = 1
+        window = far._recv_window
+        ends.deliver(*ends.caught(data))
+        assert len(far._recv_buf) < 10
+        assert far._recv_window == window - len(data)
+        near._send_pktsize = 7000
+        ends.deliver(*ends.caught(data))
+        ends.far.resume_reading()
+        assert await ends.far.read_exactly(20_000) == data + data
+
+
+async def test_a_reader_that_takes_piece_by_piece_is_sent_no_more_than_the_window(world, permit):
+    data = os.urandom(2_000_000)
+    async with opened(world, permit) as ends, asyncio.timeout(20), asyncio.TaskGroup() as group:
+        far = ends.far._channel()
+        ends.near._channel()._send_pktsize = 8192
+        taken = bytearray()
+
+        class Slow:
+            def data_received(self, piece: bytes | memoryview) -> None:
+                taken.extend(piece)
+                ends.far.pause_reading()
+
+            def eof_received(self) -> None: ...
+
+            def connection_lost(self, error: Exception | None) -> None: ...
+
+            def resume_writing(self) -> None: ...
+
+        ends.far.start(Slow())
+        group.create_task(ends.near.write(data))
+        held = 0
+        while len(taken) < len(data):
+            ends.far.resume_reading()
+            await asyncio.sleep(0)
+            held = max(held, sum(len(piece) for piece, _ in far._recv_buf) + far._recv_window)
+        assert bytes(taken) == data
+        assert held <= WINDOW
+
+
+async def test_a_peer_that_wants_single_octets_gets_so_many_in_one_turn(world, permit):
+    data = os.urandom(5000)
+    async with opened(world, permit) as ends, asyncio.timeout(20):
+        near = ends.near._channel()
+        near._send_pktsize = 1
+        before = ends.link(ends.near)._send_seq
+        ends.near.send(data)
+        ends.near.send_eof()
+        assert ends.link(ends.near)._send_seq - before <= 2 * packets.BURST
+        assert near.get_write_buffer_size() >= len(data) - 2 * packets.BURST
+        assert await ends.far.read_exactly(len(data)) == data
+        assert await ends.far.read() == b""

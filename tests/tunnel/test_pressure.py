@@ -4,10 +4,14 @@ import asyncio
 import os
 
 import asyncssh
+from asyncssh.constants import MSG_DEBUG, MSG_GLOBAL_REQUEST
+from asyncssh.packet import Boolean, String
 
 from monoport.net.stream import LIMIT
-from monoport.tunnel import dial
+from monoport.tunnel import dial, link
 from monoport.tunnel.preface import Kind, Preface
+
+from .test_packets import opened
 
 PREFACE = Preface(connection="c-1", kind=Kind.SSH, target="n1")
 PIECE = b"x" * 16_384
@@ -36,7 +40,7 @@ async def test_a_full_transport_holds_every_channel_back(world, permit):
                 await asyncio.sleep(0)
         # the transport's share once, not once a channel; and of each channel a piece and its high-water mark
         assert sum(sent) <= 2 * LIMIT + len(streams) * (len(PIECE) + LIMIT // 4)
-        assert all(link.link.blocked for link in world.tunnels._tunnels["n1"])
+        assert all(one.link.blocked for one in world.tunnels._tunnels["n1"])
         agents_end.resume_reading()
         for stream in streams:
             stream.send_eof()
@@ -135,3 +139,39 @@ async def test_a_reset_is_a_reset_at_the_other_end(world, permit):
         stream = await world.tunnels.dial(permit, PREFACE)
         stream.abort()
         assert isinstance(await seen, ConnectionResetError)
+
+
+async def test_a_peer_that_asks_and_asks_and_reads_no_answer_is_cut(world, permit, monkeypatch):
+    monkeypatch.setattr(link, "UNREAD", 1000)
+    async with opened(world, permit) as ends, asyncio.timeout(20):
+        near, far = ends.link(ends.near), ends.link(ends.far)
+        far._transport.pause_reading()
+        while near._transport is not None:
+            for _ in range(100):
+                far.send_packet(MSG_GLOBAL_REQUEST, String(b"anything"), Boolean(True))
+            await asyncio.sleep(0)
+        assert near.blocked
+        assert near._unread == 1001
+
+
+async def test_what_comes_while_a_packet_is_dealt_with_waits_in_the_stream(world, permit):
+    ended, dealt_with = asyncio.Event(), []
+
+    async def slowly(*_packet):
+        await ended.wait()
+        dealt_with.append(1)
+
+    async with opened(world, permit) as ends, asyncio.timeout(30):
+        near, far = ends.link(ends.near), ends.link(ends.far)
+        far._packet_handlers = {**far._packet_handlers, MSG_DEBUG: slowly}
+        for _ in range(1000):
+            near.send_packet(MSG_DEBUG, String(PIECE))
+        most = 0
+        for _ in range(1000):
+            await asyncio.sleep(0)
+            most = max(most, len(far._inpbuf))
+        assert 0 < most < 2_000_000
+        ended.set()
+        await ends.near.write(PIECE)
+        assert await ends.far.read_exactly(len(PIECE)) == PIECE
+        assert len(dealt_with) == 1000

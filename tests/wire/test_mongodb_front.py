@@ -245,6 +245,13 @@ def test_only_databases_that_may_be_used_are_listed() -> None:
     assert listed({"ok": 0.0, "errmsg": "no"}, set()) == {"ok": 0.0, "errmsg": "no"}
 
 
+def test_a_name_that_no_database_can_have_is_not_asked_about() -> None:
+    long = "x" * 64
+    assert listed({"databases": [{"name": long}, {"name": "a"}], "ok": 1.0}, {long, "a"})["databases"] == [
+        {"name": "a"}
+    ]
+
+
 @pytest.mark.parametrize("rows", [["x"], [{}], [{"name": 1}]])
 def test_a_list_that_cannot_be_read_is_not_passed_on(rows: list[Any]) -> None:
     with pytest.raises(ProtocolError, match="cannot be read"):

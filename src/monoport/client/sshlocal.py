@@ -28,6 +28,7 @@ from monoport.net.meter import Meter
 from monoport.net.relay import relay
 from monoport.net.sockets import SocketStream
 from monoport.tunnel.link import AGENT_LOGIN, PACKET, WINDOW, ClientLink, ServerLink, algorithms, calling, serving
+from monoport.tunnel.packets import quick
 
 CONNECTIONS = 64  # at once: FileZilla opens up to ten for its transfers
 SESSIONS = 10  # of one connection, as sshd
@@ -190,6 +191,7 @@ class _LocalSession(asyncssh.SSHServerSession[bytes]):
 
     def connection_made(self, chan: asyncssh.SSHServerChannel[bytes]) -> None:
         self.channel = chan
+        quick(chan)
 
     def pty_requested(self, term_type: str, term_size: Any, term_modes: Mapping[int, int]) -> bool:
         self._asked.update(term_type=term_type, term_size=term_size, term_modes=term_modes, request_pty="force")
@@ -288,6 +290,9 @@ class _FarSession(asyncssh.SSHClientSession[bytes]):
     def __init__(self, local: asyncssh.SSHServerChannel[bytes]) -> None:
         self._local = local
         self._exit: Callable[[], None] | None = None
+
+    def connection_made(self, chan: asyncssh.SSHClientChannel[bytes]) -> None:
+        quick(chan)
 
     def data_received(self, data: bytes, datatype: int | None) -> None:
         if not self._local.is_closing():

@@ -40,6 +40,8 @@ CLOSE_SECONDS = 5.0  # for a goodbye; a peer that does not take it is cut
 USER_LOGIN = 60.0  # seconds: people touch security keys
 AGENT_LOGIN = 15.0  # seconds: a machine needs no thought
 
+UNREAD = 65_536  # packets that are no data: answers, windows and ends, for which nobody can be held back
+
 ALIVE = 7.0  # seconds of silence until a peer is probed, and between probes
 MISSED = (
     2  # probes without an answer; at the third interval, 21 s, it is dead, and CLOSE_SECONDS later it holds nothing
@@ -79,6 +81,7 @@ class Link(Packets):
     """Mixed into asyncssh's connections: says when the stream below is full, and wakes who waits for room."""
 
     blocked = False
+    _unread = 0  # packets since the stream below was full
     _wakers: list[Callable[[], None]]
 
     def pause_writing(self) -> None:
@@ -96,8 +99,12 @@ class Link(Packets):
 
     def send_packet(self, pkttype: int, *args: bytes, handler: Any = None) -> None:
         # asyncssh sends an empty IGNORE before every packet, which only CBC ciphers need (RFC 4251 section 9.3.1)
-        if pkttype != MSG_IGNORE:
-            super().send_packet(pkttype, *args, handler=handler)
+        if pkttype == MSG_IGNORE:
+            return
+        super().send_packet(pkttype, *args, handler=handler)
+        self._unread = self._unread + 1 if self.blocked else 0
+        if self._unread > UNREAD:  # a peer that asks and asks, and reads no answer, could have all memory
+            self._force_close(asyncssh.ProtocolError("the peer reads no answers"))
 
 
 class ServerLink(Link, asyncssh.SSHServerConnection):

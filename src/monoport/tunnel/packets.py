@@ -1,8 +1,8 @@
 """The packets that carry bulk, channel data under AES-GCM, without the copies that asyncssh makes of each.
 
-Belongs here: how such a packet is made and read (RFC 4253 section 6, RFC 4254 section 5.2, RFC 5647). Not here: any
-other packet, cipher or moment. Whatever is not exactly a channel's data, in the middle of an open connection, is left
-to asyncssh, errors above all: this file refuses nothing.
+Belongs here: how such a packet is made and read (RFC 4253 section 6, RFC 4254 section 5.2, RFC 5647), and how much may
+wait in a connection, which asyncssh bounds nowhere. Not here: any other packet, cipher or moment. Whatever is not a
+channel's data, in the middle of an open connection, is left to asyncssh, errors above all.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ import time
 from typing import Any
 
 import asyncssh
-from asyncssh.constants import MSG_CHANNEL_DATA
+from asyncssh.constants import MSG_CHANNEL_DATA, MSG_CHANNEL_EXTENDED_DATA, MSG_CHANNEL_WINDOW_ADJUST
 from asyncssh.encryption import Encryption, GCMEncryption
+from asyncssh.packet import String, UInt32
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
@@ -22,6 +23,10 @@ LENGTH = 4  # octets of a packet's length, which is not encrypted
 HEAD = 10  # octets before the data: length of the padding, type, channel, length of the data
 SEQUENCES = 0xFFFFFFFF
 INVOCATIONS = 0xFFFFFFFFFFFFFFFF  # the part of the nonce that counts, RFC 5647 section 7.1
+DEFERRED = 65_536  # packets that may wait for new keys: answers, windows and ends of some ten thousand channels
+BURST = 64  # packets of one channel in one turn of the loop: peers of usual packets have no more than five to take
+AHEAD = 65_536  # octets beyond a whole packet that may have come while the one before it is dealt with
+CRUMBS = 4096  # octets up to which small pieces that wait become one
 
 
 class Gcm(GCMEncryption):
@@ -71,6 +76,8 @@ def _quicker(encryption: Encryption | None) -> Encryption | None:
 class Packets(asyncssh.connection.SSHConnection):
     """Mixed into asyncssh's connections: the data of channels that `quick` has prepared takes the short way."""
 
+    _held_up = False  # too much has come to be taken now
+
     @property
     def _send_encryption(self) -> Any:
         return self.__dict__.get("_sealing")
@@ -88,6 +95,15 @@ class Packets(asyncssh.connection.SSHConnection):
         self.__dict__["_opening"] = _quicker(value)
 
     # from the peer
+
+    def _recv_data(self) -> None:
+        """Take what came. What comes while a packet is still dealt with, a login above all, waits in the stream."""
+        super()._recv_data()
+        transport: Any = self._transport
+        too_much = len(self._inpbuf) > self._max_recv_pktlen + AHEAD
+        if transport is not None and too_much is not self._held_up:
+            self._held_up = too_much
+            transport.pause_reading() if too_much else transport.resume_reading()
 
     def _recv_pkthdr(self) -> bool:
         if self._auth_complete and self._auth_final and not self._decompressor and not self._take_data():
@@ -141,9 +157,29 @@ class Packets(asyncssh.connection.SSHConnection):
             and self._kex_complete
             and not self._compressor
             and self._transport is not None
-            and self._rekey_bytes_sent < self._rekey_bytes
-            and not (self._rekey_seconds and time.monotonic() >= self._rekey_time)
         )
+
+    def _keys_are_old(self) -> bool:
+        by_time = bool(self._rekey_seconds) and time.monotonic() >= self._rekey_time
+        return by_time or self._rekey_bytes_sent >= self._rekey_bytes
+
+    def changes_keys(self) -> bool:
+        """Whether data waits for new keys, which are asked for here where it is time."""
+        if self._auth_complete and self._kex_complete and self._keys_are_old():
+            self._send_kexinit()
+            self._kexinit_sent = True
+        return not self._kex_complete
+
+    def send_packet(self, pkttype: int, *args: bytes, handler: Any = None) -> None:
+        super().send_packet(pkttype, *args, handler=handler)
+        if len(self._deferred_packets) > DEFERRED:  # the answers to a peer that asks and asks, and never ends it
+            self._force_close(asyncssh.ProtocolError("too much waits for the end of a key exchange"))
+
+    def send_newkeys(self, k: bytes, h: bytes) -> None:
+        super().send_newkeys(k, h)
+        for channel in tuple(self._channels.values()):
+            if getattr(channel, "quick", False) and channel._send_buf:
+                channel._flush_send_buf()
 
     def send_data(self, channel: int, data: memoryview) -> None:
         """Send one packet of a channel's data; only where `may_send_data` has just said so.
@@ -166,28 +202,90 @@ class Packets(asyncssh.connection.SSHConnection):
 
 def quick(channel: Any) -> None:
     """Have a channel's data take the short way, and no packet of it described for a log that nobody reads."""
-    channel.quick = True
+    channel.quick, channel.goes_on = True, False
     channel.log_sent_packet = channel.log_received_packet = _described_nowhere
+    channel.taken = channel._init_recv_window - channel._recv_window - sum(len(data) for data, _ in channel._recv_buf)
+    channel._accept_data = lambda data, kind=None: _accept(channel, data, kind)
+    channel._deliver_data = lambda data, kind: _deliver(channel, data, kind)
     channel._flush_send_buf = lambda: _flush(channel)
 
 
+def _accept(channel: Any, data: bytes, kind: int | None) -> None:
+    """Take data, putting crumbs that wait together.
+
+    asyncssh keeps each piece, and takes it from the front of a list of all: a window of single octets, which a peer may
+    send while nobody reads, would cost 26 MB, and four seconds in one turn of the loop.
+    """
+    waits = channel._recv_buf
+    if waits and channel._recv_paused and channel._send_state not in {"close_pending", "closed"}:
+        last, last_kind = waits[-1]
+        if kind == last_kind and len(last) + len(data) <= CRUMBS:
+            channel._recv_window -= len(data)
+            waits[-1] = (last + data, kind)
+            return
+    type(channel)._accept_data(channel, data, kind)
+
+
+def _deliver(channel: Any, data: bytes, kind: int | None) -> None:
+    """Hand data on, and let the peer send as much again as was handed on: half a window at a time.
+
+    asyncssh opens the whole window with any piece, whatever waits behind it: to a reader that takes a piece now and
+    then, a peer could send without end.
+    """
+    channel.taken += len(data)
+    if channel.taken > channel._init_recv_window // 2:
+        channel.send_packet(MSG_CHANNEL_WINDOW_ADJUST, UInt32(channel.taken))
+        channel._recv_window += channel.taken
+        channel.taken = 0
+    if channel._session is not None:
+        channel._session.data_received(data, kind)
+
+
 def _flush(channel: Any) -> None:
-    """Send what waits in a channel, as far as its window goes: what asyncssh's own method of that name does."""
+    """Send what waits in a channel, as far as its window goes: what asyncssh's own method of that name does.
+
+    While keys are exchanged it waits here, where it holds back who writes: asyncssh would put it into a list without
+    limit, and a peer that begins an exchange and never ends it could have all memory. And only so many packets go in
+    one turn of the loop: a peer may want them of a single octet each.
+    """
     link = channel._conn
-    while channel._send_buf and channel._send_window and isinstance(link, Packets) and link.may_send_data():
-        waiting, kind = channel._send_buf[0]
-        if kind is not None:  # what a program says on its standard error
+    for _ in range(BURST):
+        if not channel._send_buf or not channel._send_window or link is None:
+            type(channel)._flush_send_buf(channel)  # what follows the last byte: room, the end, the close
+            return
+        if link.changes_keys():
             break
-        size = min(len(waiting), channel._send_window, channel._send_pktsize)
-        channel._send_buf_len -= size
-        channel._send_window -= size
-        with memoryview(waiting) as view:
+        _send(channel, link)
+    else:
+        if not channel.goes_on:
+            channel.goes_on = True
+            channel._loop.call_soon(_go_on, channel)
+    channel._pause_resume_writing()
+
+
+def _go_on(channel: Any) -> None:
+    channel.goes_on = False
+    if channel._conn is not None:
+        _flush(channel)
+
+
+def _send(channel: Any, link: Packets) -> None:
+    """Send one packet of what waits."""
+    waiting, kind = channel._send_buf[0]
+    size = min(len(waiting), channel._send_window, channel._send_pktsize)
+    channel._send_buf_len -= size
+    channel._send_window -= size
+    with memoryview(waiting) as view:
+        if kind is not None:  # what a program says on its standard error
+            channel.send_packet(MSG_CHANNEL_EXTENDED_DATA, UInt32(kind), String(bytes(view[:size])))
+        elif link.may_send_data():
             link.send_data(channel._send_chan, view[:size])
-        if size == len(waiting):
-            del channel._send_buf[0]
         else:
-            del waiting[:size]
-    type(channel)._flush_send_buf(channel)  # the rest, and what follows the last byte: room, the end, the close
+            channel.send_packet(MSG_CHANNEL_DATA, String(bytes(view[:size])))
+    if size == len(waiting):
+        del channel._send_buf[0]
+    else:
+        del waiting[:size]
 
 
 def _described_nowhere(*_packet: object) -> None:

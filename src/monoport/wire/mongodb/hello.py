@@ -12,6 +12,7 @@ from typing import Any
 from monoport.wire.front import Why
 from monoport.wire.mongodb import bson
 from monoport.wire.mongodb.bson import Element, Raw
+from monoport.wire.mongodb.commands import MAX_NAME
 from monoport.wire.mongodb.messages import Message, Msg, ProtocolError
 
 UNAUTHORIZED = (13, "Unauthorized")
@@ -174,7 +175,8 @@ def allowed_databases(data: bytes, body: tuple[int, int], allows: Callable[[str]
         kept, total = [], 0
         for one in bson.elements(data, listed.start, listed.end, MAX_LISTED):
             inside = bson.fields(data, one.start, one.end)
-            if allows(bson.text(data, inside["name"])):
+            name = bson.text(data, inside["name"])
+            if len(name) <= MAX_NAME and allows(name):  # decisions are remembered with the name
                 kept.append(bson.raw(data, one))
                 total += int(bson.number(data, inside["sizeOnDisk"]) or 0) if "sizeOnDisk" in inside else 0
     except (bson.BsonError, KeyError) as fault:
