@@ -24,7 +24,7 @@ HEAD = 10  # octets before the data: length of the padding, type, channel, lengt
 SEQUENCES = 0xFFFFFFFF  # a packet's sequence number begins anew behind this one, RFC 4253 section 6.4
 INVOCATIONS = 0xFFFFFFFFFFFFFFFF  # the part of the nonce that counts, RFC 5647 section 7.1
 DEFERRED = 65_536  # packets that may wait for new keys: answers, windows and ends of some ten thousand channels
-BURST = 64  # packets of one channel in one turn of the loop: of 32 KiB each, no more than some eight ever wait
+BURST = 64  # packets of one channel in one turn of the loop: of 32 KiB each, a dozen at most wait
 AHEAD = 65_536  # octets beyond a whole packet that may have come while the one before it is dealt with
 CRUMBS = 4096  # octets up to which small pieces that wait become one
 
