@@ -8,7 +8,6 @@ import random
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,7 @@ import pytest
 from monoport.audit.events import make, parse
 from monoport.audit.log import SpoolLog
 from monoport.audit.ship import GATHER, ship
-from monoport.audit.spool import SPACING, Spool, SpoolError
+from monoport.audit.spool import Spool, SpoolError
 
 WRITER = """
 import asyncio, sys
@@ -95,16 +94,11 @@ async def test_events_of_many_tasks_share_syncs(spool, ids, monkeypatch):
 
 
 async def test_those_who_waited_together_share_the_next_sync_too(spool, ids, monkeypatch):
-    """On a disk slower than the pause between two hand-overs, of which the first to come back waits for nothing."""
+    """Where a sync is longer than the pause between hand-overs: the first to come back waits for company alone."""
+    monkeypatch.setattr("monoport.audit.spool.SPACING", 0.0)
     syncs = []
-
-    def slow(file: int) -> None:
-        end = time.monotonic() + 2 * SPACING
-        while time.monotonic() < end:
-            pass
-        syncs.append(file)
-
-    monkeypatch.setattr(os, "fdatasync", slow)
+    sync = os.fdatasync
+    monkeypatch.setattr(os, "fdatasync", lambda file: (syncs.append(file), sync(file)))
     rounds = 20
 
     async def ask() -> None:

@@ -21,7 +21,7 @@ from .mariadb import MariaDbServer
 from .postgres import PostgresServer
 from .test_postgres_local import PSQL, WHO
 
-ALL = "`tsh proxy all`, and the line that its table has"
+ALL = "`tsh proxy all`, and the line that it prints"
 STOCK = """
 create database app; create user alice require subject '/O=example.com/OU=stock/CN=alice'; grant all on app.* to alice;
 """

@@ -82,8 +82,9 @@ def test_the_tunnel_goes_on_beside_it(proxy: LocalProxy) -> None:
     with psycopg.connect(proxy.form("URI")) as busy, busy.cursor() as cursor:
         cursor.execute("create temporary table bulk (number int, pad text)")
         with cursor.copy("copy bulk from stdin") as copy:
-            for chunk in chunks():
+            for number, chunk in enumerate(chunks()):
                 copy.write(chunk)
-            with psycopg.connect(proxy.form("URI")) as other:
-                assert other.execute("select 1").fetchone() == (1,)
+                if number == MEGABYTES // 2:
+                    with psycopg.connect(proxy.form("URI")) as other:
+                        assert other.execute("select 1").fetchone() == (1,)
     assert proxy.err == []

@@ -55,6 +55,7 @@ async def test_what_waited_goes_on_with_new_keys_by_itself(world, permit, by_tim
             link._rekey_bytes_sent = 1 << 30
         first = link._send_encryption
         ends.near.send(data)
+        assert not link._kex_complete, "data alone has begun the exchange"
         ends.near.send_eof()
         assert await ends.far.read_exactly(len(data)) == data
         assert await ends.far.read() == b""

@@ -21,14 +21,13 @@ __all__ = ["Batch", "Position", "Spool", "SpoolError", "Waiting"]
 
 GROUP: Final = 1024  # appends in one sync; bounds how long the first of them waits
 # Seconds between two hand-overs. One, with its sync, costs some 100 us of processor time, for one line
-# as for fifty: a busy spool pays for at most 500 a second, and an idle one's event never waits.
+# as for fifty: a busy spool pays for at most 500 a second, and an idle one's event never waits for it.
 SPACING: Final = 0.002
 # Seconds that events wait for company behind a hand-over of several: whoever waited for those goes on at the same
 # moment, and is back about then. Without it every other sync held one event.
 COMPANY: Final = 0.001
 
 T = TypeVar("T")
-
 
 _Append = tuple[list[bytes], asyncio.Future[None]]  # the lines of one call, and who waits for them
 _Outcome = tuple[asyncio.Future[Any], object, Exception | None]  # who waits, and the result or what failed
@@ -56,7 +55,7 @@ class Spool:
         self._jobs: queue.SimpleQueue[_Lines | _Call | None] = queue.SimpleQueue()
         self._gathered: list[_Append] = []  # since the last hand-over
         self._next = 0.0  # when the next hand-over may be, by the loop's clock
-        self._syncing = 0  # hand-overs that the thread has not answered: what comes meanwhile goes together
+        self._syncing = 0  # groups that the thread has not answered: what comes meanwhile goes together
         self._company = False  # the last hand-over held events of several callers
         self._timer: asyncio.TimerHandle | None = None
         self._ended: asyncio.Future[None] = self._loop.create_future()

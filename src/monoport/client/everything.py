@@ -22,9 +22,8 @@ from monoport.client.renewal import Keeper
 from monoport.client.ways import filled, words
 from monoport.errors import Failure
 
-AGAIN = (
-    10.0  # seconds between looks at what there is: a database that comes or goes, or is down, is noticed within this
-)
+# Seconds between looks at what there is: within this, a database that comes or goes, or is down, is noticed.
+AGAIN = 10.0
 
 
 @dataclass(slots=True)

@@ -23,9 +23,9 @@ class LateError(TimeoutError):
 class Limits:
     """What strangers may take.
 
-    connections: slots in all. per_source: slots of one address (of one /64 in IPv6); None means PER_SOURCE, and
-    loopback exempt. first_bytes: seconds from accept until the connection is routed. handshake: seconds from accept
-    until TLS is done.
+    connections: slots in all. per_source: slots of one address (of one /64 in IPv6); None means the listener's
+    PER_SOURCE, and loopback exempt. first_bytes: seconds from accept until the connection is routed. handshake: seconds
+    from accept until TLS is done.
     """
 
     connections: int = 8192

@@ -9,7 +9,7 @@ from monoport.wire.mongodb.front import MongoFront
 
 _PERCENT = partial(quote, safe="")
 # Drivers take a connection string for a list of servers to look for others by, unless it says that this is the one.
-# A user in it has to say how it is proven; the second {unnamed} stands there for its brackets alone.
+# A user in it has to say how it is proven. The second {unnamed} prints nothing: it has its brackets left out with it.
 _UNNAMED = "[&authMechanism=MONGODB-X509{unnamed:.0}]"
 _LENT = f"mongodb://[{{unnamed}}@]{{address}}/[{{database}}]?directConnection=true{_UNNAMED}"
 _SOCKET = f"mongodb://[{{unnamed}}@]{{host}}/[{{database}}]?directConnection=true{_UNNAMED}"

@@ -40,12 +40,12 @@ CLOSE_SECONDS = 5.0  # for a goodbye; a peer that does not take it is cut
 USER_LOGIN = 60.0  # seconds: people touch security keys
 AGENT_LOGIN = 15.0  # seconds: a machine needs no thought
 
-UNREAD = 65_536  # packets that are no data: answers, windows and ends, for which nobody can be held back
+# Packets sent while the stream below is full. Whoever has data is held back then: these are answers, windows and ends.
+UNREAD = 65_536
 
 ALIVE = 7.0  # seconds of silence until a peer is probed, and between probes
-MISSED = (
-    2  # probes without an answer; at the third interval, 21 s, it is dead, and CLOSE_SECONDS later it holds nothing
-)
+# Probes without an answer; at the third interval, 21 s, the peer is dead, and CLOSE_SECONDS later it holds nothing.
+MISSED = 2
 
 Options = dict[str, Any]
 

@@ -1,8 +1,8 @@
 """The packets that carry bulk, channel data under AES-GCM, without the copies that asyncssh makes of each.
 
 Belongs here: how such a packet is made and read (RFC 4253 section 6, RFC 4254 section 5.2, RFC 5647), and how much may
-wait in a connection, which asyncssh bounds nowhere. Not here: any other packet, cipher or moment. Whatever is not a
-channel's data, in the middle of an open connection, is left to asyncssh, errors above all.
+wait in a connection, where asyncssh sets no bound. Not here: other packets and ciphers, the login, the exchange of
+keys. Whatever is not a channel's data, in the middle of an open connection, is left to asyncssh, errors above all.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 TAG = 16  # octets of AES-GCM's proof behind each packet
 LENGTH = 4  # octets of a packet's length, which is not encrypted
 HEAD = 10  # octets before the data: length of the padding, type, channel, length of the data
-SEQUENCES = 0xFFFFFFFF
+SEQUENCES = 0xFFFFFFFF  # a packet's sequence number begins anew behind this one, RFC 4253 section 6.4
 INVOCATIONS = 0xFFFFFFFFFFFFFFFF  # the part of the nonce that counts, RFC 5647 section 7.1
 DEFERRED = 65_536  # packets that may wait for new keys: answers, windows and ends of some ten thousand channels
-BURST = 64  # packets of one channel in one turn of the loop: peers of usual packets have no more than five to take
+BURST = 64  # packets of one channel in one turn of the loop: of 32 KiB each, a dozen at most wait
 AHEAD = 65_536  # octets beyond a whole packet that may have come while the one before it is dealt with
 CRUMBS = 4096  # octets up to which small pieces that wait become one
 
@@ -111,9 +111,10 @@ class Packets(asyncssh.connection.SSHConnection):
         return self._transport is not None and bool(self._inpbuf) and bool(super()._recv_pkthdr())
 
     def _take_data(self) -> bool:
-        """Take the packets at the beginning of what came that are data of quick channels; whether the next is another.
+        """Take packets from the beginning of what came, as long as they are data of quick channels.
 
-        It is not while only a part of it is there: asyncssh would go on to wait for the rest itself.
+        Return whether the next one is for asyncssh. It is not while only a part of it is there: asyncssh would keep
+        that part, and a packet that it has begun cannot take the short way.
         """
         came, position = self._inpbuf, 0
         try:
@@ -138,7 +139,7 @@ class Packets(asyncssh.connection.SSHConnection):
             self._inpbuf = came[position:]
 
     def _bound_for(self, packet: bytes) -> Any:
-        """The quick channel that a packet has data for, None if it is anything else, or too much."""
+        """The quick channel that a packet has data for; None if it is for asyncssh, to handle or to refuse."""
         if packet[1] != MSG_CHANNEL_DATA:
             return None
         channel: Any = self._channels.get(int.from_bytes(packet[2:6], "big"))
@@ -201,7 +202,11 @@ class Packets(asyncssh.connection.SSHConnection):
 
 
 def quick(channel: Any) -> None:
-    """Have a channel's data take the short way, and no packet of it described for a log that nobody reads."""
+    """Have a channel's data take the short way, and no packet of it described for a log that nobody reads.
+
+    What is kept with the channel: `goes_on`, whether a further turn of the loop is to send the rest; `taken`, octets
+    that were handed on and that the peer has not been told of.
+    """
     channel.quick, channel.goes_on = True, False
     channel.log_sent_packet = channel.log_received_packet = _described_nowhere
     channel.taken = channel._init_recv_window - channel._recv_window - sum(len(data) for data, _ in channel._recv_buf)

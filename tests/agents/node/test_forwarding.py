@@ -13,7 +13,7 @@ import pytest
 from asyncssh.packet import Boolean, String, UInt32
 
 from monoport.access.forwarding import Forwarding
-from monoport.agents.node import display, forwarding
+from monoport.agents.node import display, forwarding, rights
 from monoport.agents.node.opener import Opener
 from monoport.errors import Failure
 from monoport.tunnel.channel import ChannelSession
@@ -316,6 +316,19 @@ async def test_listeners_are_limited(world, monkeypatch):
         await one.wait_closed()
         await client.create_server(lambda *_: ChannelSession(), "localhost", 0)
     assert client_side.lines == ["remote forwarding of localhost:0: more than 2 listeners [connection c-1]"]
+
+
+async def test_who_goes_on_asking_for_what_is_refused_is_sent_away(world, make_role, monkeypatch):
+    monkeypatch.setattr(rights, "DENIALS", 2)
+    world.roles["access"] = make_role(port_forwarding=False)
+    async with asyncio.timeout(20), world.connected() as client:
+        for _ in range(2):
+            with pytest.raises(asyncssh.ChannelOpenError, match="port forwarding is not allowed"):
+                await client.open_connection("127.0.0.1", 1)
+        with pytest.raises(asyncssh.Error):
+            await client.open_connection("127.0.0.1", 1)
+        await client.wait_closed()
+    assert len(world.events("session.deny")) == 2
 
 
 async def test_escapes_in_a_path_are_printed_harmlessly(world, make_role):

@@ -19,12 +19,12 @@ from cryptography import x509
 
 from monoport import protocols
 from monoport.access.decide import UNACCEPTED, Denied, Permit, authorize
-from monoport.access.identity import IdentityError, Kind, from_x509
+from monoport.access.identity import Identity, IdentityError, Kind, from_x509
 from monoport.access.lease import Leases
 from monoport.access.remembered import Remembered
 from monoport.access.resources import Database, DatabaseSpec, Lock, Metadata, Resource, Role
 from monoport.agents.database.certificates import Issuer, Signer
-from monoport.agents.database.engine import Engine, Entry, Session, Unreachable
+from monoport.agents.database.engine import Deny, Engine, Entry, Session, Unreachable
 from monoport.agents.sealed import Sealer
 from monoport.audit.log import Log
 from monoport.audit.printable import printable
@@ -189,16 +189,6 @@ class Databases:
         permit, who = await self._authorised(asked)
         protocol = who["protocol"]
 
-        rights = Remembered(permit.identity)
-
-        def deny(database: str, features: tuple[str, ...]) -> Denied | None:
-            action = protocols.login(protocol, asked.user, database, features, self._table)
-            directory = self._directory
-            known = rights.authorize(
-                self._resources[asked.target], action, directory.roles, directory.locks, self._now()
-            )
-            return known if isinstance(known, Denied) else None
-
         async def record(entries: Sequence[Entry]) -> None:
             await self._audit.emit_all([(kind, {**who, **fields}) for kind, fields in entries])
             self.statements[protocol] += sum(kind == STATEMENT for kind, _ in entries)
@@ -213,7 +203,7 @@ class Databases:
             record=record,
             features=asked.features,
             owner=str(permit.identity),
-            deny=deny,
+            deny=self._denials(asked, permit.identity, protocol),
         )
         if asked.connection in self._sessions:
             raise dial.DialRefused(dial.DENIED, "this connection has a session already")
@@ -232,6 +222,18 @@ class Databases:
             lease.close()
             del self._sessions[asked.connection]
             await session.give_up()
+
+    def _denials(self, asked: Preface, identity: Identity, protocol: str) -> Deny:
+        """Return what decides about the databases that a session goes on to, and about its features."""
+        rights = Remembered(identity)
+
+        def deny(database: str, features: tuple[str, ...]) -> Denied | None:
+            action = protocols.login(protocol, asked.user, database, features, self._table)
+            resource, directory = self._resources[asked.target], self._directory
+            decision = rights.authorize(resource, action, directory.roles, directory.locks, self._now())
+            return decision if isinstance(decision, Denied) else None
+
+        return deny
 
     async def _reach(self, asked: Preface, engine: Engine, session: Session) -> None:
         """Connect to the real server before the dial is accepted: where it is down, the proxy tries the next agent."""

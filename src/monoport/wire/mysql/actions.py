@@ -1,7 +1,7 @@
 """What a client's commands do, as values, and who decides about those that are held back.
 
-Belongs here: the values. Reading them from packets is in `commands`; what the audit log makes of them lives in the
-agent.
+Belongs here: the values, and what a judge is asked. Reading them from packets is in `commands`; what the audit log
+makes of them, and the judge, live in the agent.
 """
 
 from dataclasses import dataclass

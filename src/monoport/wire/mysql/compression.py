@@ -12,7 +12,7 @@ HEAD = 4  # octets before an ordinary packet: its length in three, its number
 HEADER = 7  # octets: length as sent in three, number, length of the content in three, 0 if it is not compressed
 OUT = 65_536  # bytes of content given out at once
 BLOCK = 1 << 20  # bytes of content in one packet that we compress: clients keep a whole one
-HOLD = 16_384  # bytes of the beginning of a packet that wait for its end: as many as TLS may hold of a record
+HOLD = 16_384  # bytes of the beginning of a packet that wait for its end; of a TLS record as many wait, too
 WORTH_IT = 50  # bytes below which compressing saves nothing, as servers have it
 LEVEL = 1  # the fastest: the client asked for less traffic, and everybody's sessions share this process
 
