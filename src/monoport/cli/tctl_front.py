@@ -171,7 +171,7 @@ def _aim(given: Mapping[str, str | None], caller: bool) -> dict[str, str]:
     if ("node" in aim) == ("db" in aim):
         raise Failure("expected one of --node (with --login) and --db (with --db-user and --db-name)")
     if "db" in aim and "login" in aim:
-        raise Failure("--db goes with --db-user and --db-name, and without --login")
+        raise Failure("--db goes with --db-user and --db-name, not with --login")
     if "node" in aim and {"db_user", "db_name"} & set(aim):
         raise Failure("--node goes with --login, and without --db-user and --db-name")
     if not caller:
