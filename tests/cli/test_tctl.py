@@ -497,7 +497,7 @@ async def test_who_may_reach_what_is_asked_of_the_daemon(configuration, service,
     for words, said in (
         (("--user=alice", "--node=a", "--db=b"), "expected one of --node"),
         (("--user=alice", "--login=a"), "expected one of --node"),
-        (("--user=alice", "--db=a", "--db-user=u", "--db-name=d", "--login=x"), "without --login"),
+        (("--user=alice", "--db=a", "--db-user=u", "--db-name=d", "--login=x"), "not with --login"),
         (("--user=alice", "--node=a", "--db-user=u"), "--node goes with --login"),
         (("--node=a",), "whose access?"),
     ):
