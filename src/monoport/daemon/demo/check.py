@@ -25,6 +25,7 @@ from monoport.errors import Failure
 COMMAND_SECONDS = 60.0  # the slowest, a login, takes one or two
 LOG_SECONDS = 2.0  # a connection's line is written when it ends, a moment after the command did
 SHOWN = 44  # characters of a command in the table
+SHARES = {"command": 0.36, "ALPN": 0.27, "SNI": 0.2, "reached": 0.17}  # of what seconds and outcome leave
 
 
 @dataclass(slots=True)
@@ -46,7 +47,7 @@ def check_all(console: Console, cluster: Cluster, commands: Commands) -> bool:
         console.print(outcome.command.line[:100], markup=False, style="dim")
         outcomes.append(outcome)
     console.print()
-    console.print(_table(outcomes))
+    console.print(_table(outcomes, console.width))
     failed = [outcome for outcome in outcomes if outcome.problem]
     for outcome in failed:
         console.print(f"\n[red]failed:[/] {outcome.command.line}", soft_wrap=True)
@@ -117,10 +118,14 @@ def _arrived(log: Path, before: int) -> list[tuple[str, str, str]]:
     return list(found)
 
 
-def _table(outcomes: list[Outcome]) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for name in ("command", "ALPN", "SNI", "reached", "seconds", ""):
-        table.add_column(name, justify="right" if name == "seconds" else "left", no_wrap=True)
+def _table(outcomes: list[Outcome], width: int) -> Table:
+    gap, taken, outcome_width = 2, len("seconds"), len("failed")
+    table = Table(box=None, pad_edge=False, padding=(0, gap, 0, 0), header_style="bold")
+    room = width - taken - outcome_width - gap * (len(SHARES) + 2)
+    for name, share in SHARES.items():
+        table.add_column(name, no_wrap=True, max_width=max(len(name), int(room * share)))
+    table.add_column("seconds", justify="right", no_wrap=True, min_width=taken)
+    table.add_column("", no_wrap=True, min_width=outcome_width)
     for outcome in outcomes:
         line = outcome.command.line
         shown = line if len(line) <= SHOWN else line[: SHOWN - 1] + "…"
