@@ -205,6 +205,21 @@ async def test_a_packet_that_lies_ends_the_connection(world, permit, packet):
         await gone(ends)
 
 
+@pytest.mark.parametrize(
+    "plain", [b"", b"\4", bytes((4, MSG_CHANNEL_DATA)) + bytes(4), bytes((4, MSG_CHANNEL_DATA)) + bytes(8)]
+)
+async def test_a_packet_with_room_for_no_data_ends_the_connection(world, permit, plain):
+    async with opened(world, permit) as ends:
+        ends.deliver(sealed(ends, lambda *_: plain) + bytes(16))  # asyncssh reads a block before it looks
+        await gone(ends)
+
+
+async def test_a_packet_that_is_too_long_ends_the_connection_before_it_has_come(world, permit):
+    async with opened(world, permit) as ends:
+        ends.deliver((ends.link(ends.far)._max_recv_pktlen + 1).to_bytes(4, "big") + bytes(16))
+        await gone(ends)
+
+
 async def test_data_behind_the_end_ends_the_connection(world, permit):
     async with opened(world, permit) as ends:
         ends.near.send_eof()
