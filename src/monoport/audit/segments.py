@@ -223,8 +223,11 @@ class Segments:
         )
 
     def close(self) -> None:
-        """Close the file; nothing may be called any more."""
-        os.close(self._file)
+        """Close the file; nothing may be called any more. A disk that fails is logged: all that counts is synced."""
+        try:
+            os.close(self._file)
+        except OSError as error:
+            _log.warning("audit spool", unclosed=str(self._path(self._current)), error=error.strerror or str(error))
 
     def _lines(self, start: Position) -> Iterator[tuple[bytes, Position]]:
         """Yield lines and the place behind each, up to what is durable."""

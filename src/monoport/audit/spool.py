@@ -9,7 +9,6 @@ import asyncio
 import queue
 import threading
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeVar, final
@@ -176,8 +175,7 @@ class Spool:
                 self._write(segments, job.appends)
             else:
                 self._answer(job)
-        with suppress(OSError):  # all that counts was synced; nobody shall wait for ever for the end
-            segments.close()
+        segments.close()
         self._tell([(self._ended, None, None)])
 
     def _write(self, segments: Segments, appends: list[_Append]) -> None:
